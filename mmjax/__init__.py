@@ -1,0 +1,1 @@
+"""mmjax: train, align, evaluate and run multimodal large language models in JAX."""

@@ -1,0 +1,65 @@
+"""The layer stack: one stacked tree of parameters under `lax.scan`, so that nothing grows with depth but the work itself."""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+from flax import nnx
+
+from mmjax.types import UserError
+
+# What the backward pass keeps of each layer; everything else is computed again. "none" keeps all.
+REMAT_POLICIES: dict[str, Callable[..., Any] | None] = {
+    "none": None,
+    "full": jax.checkpoint_policies.nothing_saveable,
+    "dots": jax.checkpoint_policies.dots_saveable,
+    "dots_no_batch": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+}
+
+
+_policy: contextvars.ContextVar[str] = contextvars.ContextVar("remat policy", default="none")
+
+
+@contextlib.contextmanager
+def remat(name: str) -> Iterator[None]:
+    """Every stack traced inside rematerialises by this entry of REMAT_POLICIES."""
+    if name not in REMAT_POLICIES:
+        raise UserError(f"remat={name!r} is no policy; there are {', '.join(REMAT_POLICIES)}")
+    token = _policy.set(name)
+    try:
+        yield
+    finally:
+        _policy.reset(token)
+
+
+def run(
+    block: nnx.Module,
+    apply: Callable[[Any, Any, Any], tuple[Any, Any]],
+    carry: Any,
+    per_layer: Any = None,
+) -> tuple[Any, Any]:
+    """Runs a stacked block over its layers.
+
+    Args:
+      block: a module whose parameters were stacked by `mmjax.layers.parameters.stack`.
+      apply: (layer, carry, slice of per_layer) -> (carry, output); `layer` is the block with one layer's parameters.
+      carry: what flows from layer to layer, usually the residual stream.
+      per_layer: a tree with a leading layers axis (a cache, dropout keys), or None.
+
+    Returns:
+      The last carry and the outputs, stacked.
+    """
+    graphdef, state = nnx.split(block)
+
+    def body(carry: Any, layer_inputs: tuple[Any, Any]) -> tuple[Any, Any]:
+        layer_state, extra = layer_inputs
+        return apply(nnx.merge(graphdef, layer_state), carry, extra)
+
+    policy = REMAT_POLICIES[_policy.get()]
+    if policy is not None:
+        body = jax.checkpoint(body, policy=policy, prevent_cse=False)
+    return jax.lax.scan(body, carry, (state, per_layer))

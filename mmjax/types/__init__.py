@@ -1,0 +1,13 @@
+"""The nouns that everything speaks: Example, Batch, Model.
+
+The names load on first use, so that `mmjax.types.errors` and `mmjax.types.config` come without JAX.
+"""
+
+from etils import epy
+
+with epy.lazy_api_imports(globals()):
+    from mmjax.types.batch import Batch, Media, Queries, Text
+    from mmjax.types.errors import UserError
+    from mmjax.types.example import Example, Medium, Part, Preference, Source, Turn, ask
+
+__all__ = ["Batch", "Example", "Media", "Medium", "Part", "Preference", "Queries", "Source", "Text", "Turn", "UserError", "ask"]
