@@ -1,0 +1,106 @@
+"""The base of all data sets of Examples: a TFDS builder that writes ArrayRecord shards without TensorFlow.
+
+A data set is a subclass that says where its items come from (`items`) and which pure functions make Examples of them
+(`steps`). Its records hold the one feature `example`, the bytes of `mmjax.data.records.encode_example`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow_datasets as tfds
+from absl import logging
+from rich.console import Console
+from rich.progress import Progress
+
+from data_pipelines import local
+from mmjax.data.records import FEATURE, encode_example
+from mmjax.types import Example
+
+Runner = Callable[[Sequence[local.Step], Sequence[Any]], Iterator[list[Any]]]
+
+
+def encode(example: Example) -> Iterator[bytes]:
+    """The last step of every data set."""
+    yield encode_example(example)
+
+
+class ExampleBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+    """A data set of Examples.
+
+    Subclasses set `VERSION`, `steps`, and the texts of the info (`description`, `homepage`, `license`), and define `items`.
+    """
+
+    steps: Sequence[local.Step] = ()
+    description: str = ""
+    homepage: str = ""
+    license: str = ""
+    raw: Path | None = None
+    runner: Runner = staticmethod(local.run)
+    limit: int = 0
+
+    def items(self) -> Mapping[str, Sequence[Any]]:
+        """What the first step takes, by split; cheap and picklable (numbers, file names), for it is held in memory."""
+        raise NotImplementedError(f"{type(self).__name__} must say where its items come from")
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        return tfds.core.DatasetInfo(
+            builder=self,
+            description=self.description,
+            homepage=self.homepage or None,
+            license=self.license or None,
+            features=tfds.features.FeaturesDict({FEATURE: tfds.features.Tensor(shape=(), dtype=np.str_)}),
+            disable_shuffling=True,  # records stay in the order of the items; whoever trains shuffles
+        )
+
+    def _split_generators(self, dl_manager):
+        return {split: self._generate_examples(split, items) for split, items in self.items().items()}
+
+    def _generate_examples(self, split: str, items: Sequence[Any]):  # type: ignore[override]  # TFDS leaves the arguments to us
+        items = items[: self.limit] if self.limit else items
+        with Progress(console=Console(stderr=True), transient=True) as progress:
+            task = progress.add_task(f"{self.name} {split}", total=len(items))
+            number = 0
+            for records in self.runner((*self.steps, encode), items):
+                for record in records:
+                    yield number, {FEATURE: record}
+                    number += 1
+                progress.update(task, completed=min(number, len(items)))
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps to itself what TFDS prints and logs about working directories that will be gone."""
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity(logging.WARNING)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        logging.set_verbosity(verbosity)
+
+
+def write(builder: type[ExampleBuilder], out: Path, *, raw: Path | None = None, runner: Runner = local.run, limit: int = 0) -> None:
+    """Builds a data set into an existing, empty directory, so that `open_source` and `tfds.builder_from_directory` read it.
+
+    Args:
+      builder: the data set.
+      out: where `dataset_info.json`, `features.json` and the shards go.
+      raw: directory of the raw release, for data sets that need one.
+      runner: the shell that runs the steps.
+      limit: the first `limit` items of each split only; 0 = all.
+    """
+    tfds.disable_progress_bar()  # ours counts all items
+    with tempfile.TemporaryDirectory(dir=out, prefix="tfds-") as work:
+        instance = builder(data_dir=work, file_format="array_record")
+        instance.raw, instance.runner, instance.limit = raw, runner, limit
+        with _quiet():
+            instance.download_and_prepare()
+        for file in Path(instance.data_dir).iterdir():
+            file.rename(out / file.name)

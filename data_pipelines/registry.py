@@ -1,0 +1,108 @@
+"""All data sets by name, and the one function that makes them: atomically, and only when they are not there yet."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import fcntl
+import hashlib
+import importlib
+import json
+import logging
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from data_pipelines import local
+from mmjax.types import UserError
+
+# Module of each data set: its `build(out, *, raw, runner, limit)` fills an empty directory. Imported when asked for.
+BUILDERS = {name: f"data_pipelines.{name}" for name in ("shapes", "easy_vqa", "smollm2")}
+RUNNERS = {"local": local.run}
+MANIFEST = "manifest.json"
+
+
+def _choose(kind: str, name: str, table: dict):
+    if name not in table:
+        near = difflib.get_close_matches(name, table, n=1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise UserError(f"there is no {kind} {name!r}; {hint}--{kind} is one of: {', '.join(table)}")
+    return table[name]
+
+
+def _files(folder: Path) -> dict[str, list]:
+    """Size and SHA-256 of every file below a directory but its manifest."""
+    facts = {}
+    for file in sorted(folder.rglob("*")):
+        if file.is_file() and file.relative_to(folder).as_posix() != MANIFEST:
+            with file.open("rb") as stream:
+                digest = hashlib.file_digest(stream, "sha256").hexdigest()
+            facts[file.relative_to(folder).as_posix()] = [file.stat().st_size, digest]
+    return facts
+
+
+def _state(name: str, out: Path, limit: int) -> str:
+    """ "missing", "complete", or "damaged" (begun or changed since it was made). Raises UserError for what is not ours to replace."""
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return "missing"
+    try:
+        manifest = json.loads((out / MANIFEST).read_text())
+        made = manifest["dataset"], manifest["limit"]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise UserError(f"{out} exists and is no data set made by launch.prepare; remove it, or give another --out") from None
+    if made[0] != name:
+        raise UserError(f"{out} holds the data set {made[0]!r}, not {name!r}; give another --out")
+    found = _files(out)
+    same = all(found.get(file) == facts for file, facts in manifest["files"].items())
+    return "complete" if same and made[1] == limit else "damaged"
+
+
+@contextlib.contextmanager
+def _alone(out: Path) -> Iterator[None]:
+    """Waits until no other process makes this directory."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with (out.parent / f".{out.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def prepare(name: str, out: str | Path, raw: str | Path | None = None, runner: str = "local", limit: int = 0) -> bool:
+    """Makes a data set, unless `out` already holds it complete and unchanged.
+
+    It is made beside `out` and renamed at the end: an interrupted run leaves nothing that looks finished. A damaged one, or
+    one with another limit, is made again. Several processes may ask for the same data set: one makes it, the others wait.
+
+    Args:
+      name: an entry of BUILDERS.
+      out: directory to make.
+      raw: directory of the raw release, for data sets whose release is not found by itself.
+      runner: the shell that runs the steps.
+      limit: the first `limit` items of each split only; 0 = all.
+
+    Returns:
+      Whether anything was made.
+
+    Raises:
+      UserError: an unknown name, a raw release or package that is missing, or an `out` that holds something else.
+    """
+    module, shell, out = _choose("dataset", name, BUILDERS), _choose("runner", runner, RUNNERS), Path(out)
+    if raw is not None and not Path(raw).is_dir():
+        raise UserError(f"--raw={raw} is not a directory")
+    with _alone(out):
+        state = _state(name, out, limit)
+        if state == "complete":
+            logging.info("%s is complete: nothing to do", out)
+            return False
+        prefix = f".{out.name}.partial-"
+        for left in out.parent.glob(prefix + "*"):  # of runs that were killed: we hold the lock
+            shutil.rmtree(left)
+        with tempfile.TemporaryDirectory(dir=out.parent, prefix=prefix, ignore_cleanup_errors=True) as work:
+            made = Path(work) / "data"
+            made.mkdir()
+            importlib.import_module(module).build(made, raw=Path(raw) if raw else None, runner=shell, limit=limit)
+            (made / MANIFEST).write_text(json.dumps({"dataset": name, "limit": limit, "files": _files(made)}, indent=1))
+            if out.exists():
+                out.rename(Path(work) / "replaced")
+            made.rename(out)
+    return True
