@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import jax
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from mmjax.layers.attention import KVCache, Mask, attend, write_slots
 from mmjax.layers.linear import Linear
@@ -61,7 +61,7 @@ class MultiHeadAttention(nnx.Module):
     def __call__(
         self,
         x: Float[Array, "b t width"],
-        mask: Mask | None = None,
+        mask: Mask | Bool[Array, "b 1 t s"] | None = None,
         *,
         angles: tuple[Array, Array] | None = None,
         cache: LayerCache | None = None,
@@ -82,13 +82,13 @@ class MultiHeadAttention(nnx.Module):
         if angles is not None:
             query, key = rotate(query, angles), rotate(key, angles)
         if cache is not None:
-            assert mask is not None
+            assert isinstance(mask, Mask), "a cache needs the structured mask, whose offset is the slot to write"
             key, value = (write_slots(old, new, mask.offset) for old, new in zip(cache, (key, value), strict=True))
         output = attend(query, key, value, mask, dropout=dropout, dropout_key=dropout_key)
         return self.merge(output), (key, value)
 
 
-def layer_caches(cache: KVCache | None) -> LayerCache | None:
+def layer_caches(cache: KVCache | None) -> tuple[Array, Array] | None:
     """The part of a cache that is scanned over layers."""
     return None if cache is None else (cache.keys, cache.values)
 
@@ -101,7 +101,7 @@ def cache_mask(segments: Array, cache: KVCache | None) -> tuple[Mask, KVCache | 
     return Mask(segments, cache.segments, offset=cache.index, causal=True), cache
 
 
-def advance(cache: KVCache | None, layers: LayerCache, tokens: int) -> KVCache | None:
+def advance(cache: KVCache | None, layers: tuple[Array, Array] | None, tokens: int) -> KVCache | None:
     """The cache after `tokens` new tokens, with the keys and values that the layers returned."""
     return None if cache is None else KVCache(*layers, segments=cache.segments, index=cache.index + tokens)
 

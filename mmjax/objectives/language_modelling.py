@@ -1,0 +1,78 @@
+"""Next-token prediction: a cross-entropy that never holds more than a chunk of the logits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+Logits = Callable[[Float[Array, "b c d"]], Float[Array, "b c vocab"]]
+
+
+def cross_entropy(
+    logits: Float[Array, "*batch vocab"], targets: Int[Array, "*batch"], smoothing: float = 0.0
+) -> Float[Array, "*batch"]:
+    """−log p(target), the target mixed with the uniform distribution over the finite logits (arXiv 1512.00567)."""
+    log_total = jax.nn.logsumexp(logits, axis=-1)
+    loss = log_total - jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
+    if not smoothing:
+        return loss
+    finite = jnp.isfinite(logits)
+    mean_logit = jnp.where(finite, logits, 0).sum(-1) / finite.sum(-1)
+    return (1 - smoothing) * loss + smoothing * (log_total - mean_logit)
+
+
+def next_token_loss(
+    logits: Logits,
+    hidden: Float[Array, "b t d"],
+    targets: Int[Array, "b t"],
+    weights: Float[Array, "b t"],
+    *,
+    chunk: int = 512,
+    smoothing: float = 0.0,
+    prior: tuple[Int[Array, "b t"], Float[Array, "rows vocab"]] | None = None,
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """Weighted sums over a batch of the loss and of the hits.
+
+    The chunks run along t inside the rows, never over flattened tokens, so that each keeps its sharding; the backward pass
+    computes a chunk's logits again.
+
+    Args:
+      logits: the head, applied to one chunk of hidden states.
+      weights: 0 where nothing is to be predicted.
+      chunk: positions whose logits exist at once.
+      smoothing: label smoothing.
+      prior: (row of the table at each position, table of log-priors) added to the logits before the loss: logit
+        adjustment (arXiv 2007.07314). Row 0 must be zeros.
+
+    Returns:
+      Σ weight · loss and Σ weight · [argmax = target].
+    """
+    index = jnp.zeros_like(targets) if prior is None else prior[0]
+
+    def loss_of(hidden: Array, targets: Array, weights: Array, index: Array) -> tuple[Array, Array]:
+        scores = logits(hidden)
+        hits = (jnp.argmax(scores, -1) == targets) * weights
+        if prior is not None:
+            table = jnp.pad(prior[1], ((0, 0), (0, scores.shape[-1] - prior[1].shape[-1])))
+            scores = scores + table[index]
+        loss = jnp.where(weights > 0, cross_entropy(scores, targets, smoothing), 0)
+        return (loss * weights).sum(), hits.sum()
+
+    length = hidden.shape[1]
+    if length <= chunk:
+        return loss_of(hidden, targets, weights, index)
+
+    def chunks(x: Array) -> Array:
+        x = jnp.pad(x, ((0, 0), (0, -length % chunk)) + ((0, 0),) * (x.ndim - 2))
+        return jnp.moveaxis(x.reshape(x.shape[0], -1, chunk, *x.shape[2:]), 1, 0)
+
+    def body(sums: tuple[Array, Array], inputs: tuple[Array, Array, Array, Array]):
+        loss, hits = loss_of(*inputs)
+        return (sums[0] + loss, sums[1] + hits), None
+
+    zero = jnp.zeros((), jnp.float32)
+    sums, _ = jax.lax.scan(jax.checkpoint(body), (zero, zero), tuple(map(chunks, (hidden, targets, weights, index))))
+    return sums

@@ -1,0 +1,102 @@
+"""BLIP-2 stage 1 (arXiv 2301.12597, section 3.2): the Q-Former learns to see before any language model listens.
+
+Three losses share one encoded image: contrast (ITC, queries and text never see each other), matching (ITM, both see all)
+and image-grounded generation (ITG, queries blind to the text, text causal).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from mmjax.objectives.contrastive import contrastive_loss, hard_negatives, matching_loss, normalise, similarities
+from mmjax.objectives.language_modelling import next_token_loss
+from mmjax.types import Batch
+
+DEC_ID = 5  # id of [DEC] in the tokenizers that `data_pipelines.tokenizer` trains
+
+Sums = dict[str, Array]
+
+
+def stage1_counts(batch: Batch) -> Sums:
+    """Anchors of ITC (each direction counts half), pairs of ITM and target tokens of ITG in the batch."""
+    tokens, mask = _captions(batch)
+    rows = jnp.float32(tokens.shape[0])
+    has_negative = (~_same(tokens)).any(-1).sum()
+    return {"itc": 2 * rows, "itm": rows + 2 * has_negative, "itg": _targets(tokens, mask)[1].sum()}
+
+
+def stage1_sums(
+    system: Any, batch: Batch, key: Array | None, *, smoothing: float, chunk: int
+) -> tuple[Sums, dict[str, tuple[Array, Array]]]:
+    """Sums of the three losses, and their accuracies.
+
+    The batch holds one image and one caption a row (n = m = 1). Rows with equal captions share their contrastive target
+    and are never each other's negatives.
+    """
+    qformer = system.connectors["image"]
+    tokens, mask = _captions(batch)
+    features = system.encode(batch, "image")
+    negative_key, dropout_keys = _keys(key)
+    same = _same(tokens)
+    rows = tokens.shape[0]
+    with jax.named_scope("connectors.image"):
+        # One pass serves ITC's image side and ITG: under the causal mask the queries do not see the text.
+        generated = qformer(
+            features, None, tokens.at[:, 0].set(DEC_ID)[:, None], mask[:, None], direction="causal", key=dropout_keys[0]
+        )
+        text = qformer(None, None, tokens[:, None], mask[:, None], key=dropout_keys[1]).text[:, 0, 0]
+        image_to_text, text_to_image = similarities(
+            normalise(qformer.heads.image_projection(generated.queries[:, 0])),
+            normalise(qformer.heads.text_projection(text)),
+            qformer.heads.temperature[...],
+        )
+        itc = contrastive_loss(image_to_text, same, smoothing) + contrastive_loss(text_to_image, same, smoothing)
+
+        text_key, image_key = jax.random.split(negative_key)
+        other_text = hard_negatives(text_key, image_to_text, same)
+        other_image = hard_negatives(image_key, text_to_image, same)
+        order = jnp.arange(rows)
+        images, texts = jnp.concatenate([order, other_image, order]), jnp.concatenate([order, order, other_text])
+        matched = qformer(features[images], None, tokens[texts][:, None], mask[texts][:, None], key=dropout_keys[2])
+        labels = (jnp.arange(3 * rows) < rows).astype(jnp.int32)
+        has_negative = (~same).any(-1).astype(jnp.float32)
+        weights = jnp.concatenate([jnp.ones(rows), has_negative, has_negative])
+        itm, right = matching_loss(qformer.heads.matching(matched.queries[:, 0]).mean(1), labels, weights)
+
+        targets, target_mask = _targets(tokens, mask)
+        itg, hits = next_token_loss(
+            qformer.caption_logits, generated.text[:, 0], targets, target_mask, chunk=chunk, smoothing=smoothing
+        )
+    first = jnp.take_along_axis(same, jnp.argmax(image_to_text, -1)[:, None], axis=-1).sum()
+    metrics = {
+        "itc_accuracy": (first, jnp.float32(rows)),
+        "itm_accuracy": (right, weights.sum()),
+        "itg_accuracy": (hits, target_mask.sum()),
+    }
+    return {"itc": itc, "itm": itm, "itg": itg}, metrics
+
+
+def _captions(batch: Batch) -> tuple[Int[Array, "b u"], Bool[Array, "b u"]]:
+    queries = batch.queries["image"]
+    return jnp.asarray(queries.tokens)[:, 0], jnp.asarray(queries.mask)[:, 0]
+
+
+def _same(tokens: Int[Array, "b u"]) -> Bool[Array, "b b"]:
+    return (tokens[:, None] == tokens[None]).all(-1)
+
+
+def _targets(tokens: Int[Array, "b u"], mask: Bool[Array, "b u"]) -> tuple[Int[Array, "b u"], Float[Array, "b u"]]:
+    """Each position predicts the next token of the caption, [SEP] included."""
+    return jnp.roll(tokens, -1, axis=1), jnp.pad(mask[:, 1:], ((0, 0), (0, 1))).astype(jnp.float32)
+
+
+def _keys(key: Array | None) -> tuple[Array, list[Array | None]]:
+    """The key that draws negatives (always there) and three dropout keys (or none)."""
+    if key is None:
+        return jax.random.key(0), [None] * 3
+    negative_key, *dropout_keys = jax.random.split(key, 4)
+    return negative_key, list(dropout_keys)

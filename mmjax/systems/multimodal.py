@@ -1,0 +1,69 @@
+"""The five-part composition: media → encoder → connector → language model, with text on the way.
+
+A published system is a choice of parts. This module wires them; it does not know which ones they are.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from mmjax.types import Batch
+
+
+class MultimodalLM(nnx.Module):
+    """A language model that reads media through encoders and connectors.
+
+    Args:
+      encoders: by modality; None values are not allowed.
+      connectors: by modality.
+      llm: the language model.
+    """
+
+    def __init__(self, encoders: dict[str, nnx.Module], connectors: dict[str, nnx.Module], llm: nnx.Module):
+        self.encoders = nnx.Dict(encoders)
+        self.connectors = nnx.Dict(connectors)
+        self.llm = llm
+
+    def encode(self, batch: Batch, modality: str) -> Float[Array, "b n p e"]:
+        """Features of every media slot of the batch."""
+        media, encoder = batch.media[modality], self.encoders[modality]
+        with jax.named_scope(f"encoders.{modality}"):
+            values = media.values.reshape(-1, *media.values.shape[2:])
+            features = encoder(encoder.pixels(values))
+            return features.reshape(*media.values.shape[:2], *features.shape[1:])
+
+    def connect(self, batch: Batch, modality: str, key: Array | None = None) -> Float[Array, "b mk d"]:
+        """Soft tokens of a modality: those of each query (or of each medium, where nothing is asked), in order."""
+        features = self.encode(batch, modality)
+        queries = batch.queries.get(modality)
+        asked = (None, None, None) if queries is None else (queries.medium, queries.tokens, queries.mask)
+        with jax.named_scope(f"connectors.{modality}"):
+            return self.connectors[modality].connect(features, *asked, key=key)
+
+    def embeddings(self, batch: Batch, key: Array | None = None) -> Float[Array, "b t d"]:
+        """What the language model reads: token embeddings, with soft tokens where `feature_index` points."""
+        with jax.named_scope("llm"):
+            tokens = self.llm.embed(batch.text.tokens)
+        if not batch.media:
+            return tokens
+        soft = jnp.concatenate([self.connect(batch, modality, key) for modality in sorted(batch.media)], axis=1)
+        index = batch.feature_index[:, :, None]
+        placed = jnp.take_along_axis(soft.astype(tokens.dtype), jnp.maximum(index, 0), axis=1)
+        return jnp.where(index >= 0, placed, tokens)
+
+    def hidden(self, batch: Batch, key: Array | None = None) -> Float[Array, "b t d"]:
+        """Final hidden states of the language model over the batch's text rows."""
+        embeddings = self.embeddings(batch, key)
+        with jax.named_scope("llm"):
+            return self.llm(embeddings, batch.text.positions, batch.text.segments)[0]
+
+    def attention_maps(self, batch: Batch) -> Float[Array, "b m q p"]:
+        """The image connector's last cross-attention, averaged over heads, over the patches (class token left out)."""
+        queries = batch.queries.get("image")
+        asked: tuple[Any, ...] = () if queries is None else (queries.medium, queries.tokens, queries.mask)
+        return self.connectors["image"](self.encode(batch, "image"), *asked, maps=True).maps[..., 1:]

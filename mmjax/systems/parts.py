@@ -1,0 +1,83 @@
+"""From the `parts` of an experiment to a system: one table per kind of part, nothing else."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from flax import nnx
+
+from mmjax.connectors.qformer import QFormer, QFormerConfig
+from mmjax.encoders.vit import ViT, ViTConfig
+from mmjax.layers.lora import add_lora
+from mmjax.layers.parameters import Definition, define
+from mmjax.llms.llama import Llama, LlamaConfig
+from mmjax.llms.opt import OPT, OPTConfig
+from mmjax.systems.multimodal import MultimodalLM
+from mmjax.types import UserError
+from mmjax.types.config import from_config
+
+Family = tuple[type, type[nnx.Module]]
+
+FAMILIES: dict[str, dict[str, Family]] = {
+    "encoders.image": {"vit": (ViTConfig, ViT)},
+    "connectors.image": {"qformer": (QFormerConfig, QFormer)},
+    "llm": {"opt": (OPTConfig, OPT), "llama": (LlamaConfig, Llama)},
+}
+# Fields of a part that say where it comes from, not what it is.
+PROVENANCE = ("family", "source")
+
+
+def part_config(name: str, part: Mapping[str, Any]) -> Any:
+    """The family's config dataclass for a part, checked.
+
+    Raises:
+      UserError: an unknown part, family or field.
+    """
+    if name not in FAMILIES:
+        raise UserError(f"config.parts.{name} is no part; there are {', '.join(FAMILIES)}")
+    family = part.get("family")
+    if family not in FAMILIES[name]:
+        raise UserError(f"config.parts.{name}.family={family!r} is unknown; there are {', '.join(FAMILIES[name])}")
+    fields = {key: value for key, value in part.items() if key not in PROVENANCE}
+    return from_config(FAMILIES[name][family][0], fields, f"config.parts.{name}")
+
+
+def build(parts: Mapping[str, Mapping[str, Any]]) -> MultimodalLM:
+    """The abstract system of these parts."""
+    configs = {name: part_config(name, part) for name, part in parts.items()}
+    modules = {name: FAMILIES[name][parts[name]["family"]][1](config) for name, config in configs.items()}
+    if "llm" not in modules:
+        raise UserError("config.parts names no llm")
+    _check_widths(configs)
+
+    def of(kind: str) -> dict[str, nnx.Module]:
+        return {name.removeprefix(kind): module for name, module in modules.items() if name.startswith(kind)}
+
+    return MultimodalLM(of("encoders."), of("connectors."), modules["llm"])
+
+
+def build_definition(
+    parts: Mapping[str, Mapping[str, Any]], lora: tuple[tuple[str, int], ...] = (), lora_alpha: float = 16.0
+) -> Definition:
+    """The Definition of these parts, with adapters where the rules ask for them."""
+    system = build(parts)
+    add_lora(system, lora, lora_alpha)
+    return define(system)
+
+
+def _check_widths(configs: Mapping[str, Any]) -> None:
+    """Neighbouring parts must agree on the width of what they exchange."""
+    encoder, connector, llm = (configs.get(name) for name in ("encoders.image", "connectors.image", "llm"))
+    if (encoder is None) != (connector is None):
+        raise UserError("config.parts must name encoders.image and connectors.image together, or neither")
+    if isinstance(connector, QFormerConfig) and connector.encoder_width != encoder.width:
+        raise UserError(f"config.parts.connectors.image.encoder_width={connector.encoder_width} must be the encoder's width, {encoder.width}")
+    if isinstance(connector, QFormerConfig) and connector.output_width != llm.width:
+        raise UserError(f"config.parts.connectors.image.output_width={connector.output_width} must be the llm's width, {llm.width}")
+
+
+def config_dict(config: Any) -> dict[str, Any]:
+    """A part's config as plain values."""
+    return dataclasses.asdict(config)
