@@ -1,0 +1,106 @@
+"""Runs a search to its end: compiles it once per shape and kind, carries the state from piece to piece."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jaxtyping import Array, Float, Int
+from numpy import ndarray
+
+from mmjax.decoding import beam, sampling
+from mmjax.decoding.options import DecodingOptions
+from mmjax.types import Batch
+
+Parameters = Mapping[str, Array]
+
+
+class Answers(NamedTuple):
+    """What has been decoded so far, on the host.
+
+    Args:
+      tokens: chosen tokens, then pads.
+      logprobs: log-probability of each token under the distribution that it was chosen from, before top-k, top-p and
+        penalties; logits are divided by the temperature when drawing.
+      lengths: tokens of each row, its end token included.
+    """
+
+    tokens: Int[ndarray, "b n"]
+    logprobs: Float[ndarray, "b n"]
+    lengths: Int[ndarray, "b"]
+
+
+class Searcher:
+    """The compiled functions of one model.
+
+    Args:
+      bind: parameters -> bound system module, called inside the compiled functions.
+    """
+
+    def __init__(self, bind: Callable[[Parameters], Any]):
+        def start(parameters, batch, seeds, knobs, options):
+            return _kind(options).start(bind(parameters), batch, seeds, options, knobs)
+
+        def advance(parameters, state, stopped, limit, knobs, options):
+            return _kind(options).advance(bind(parameters), state, stopped, limit, options, knobs)
+
+        self._start = jax.jit(start, static_argnames="options")
+        self._advance = jax.jit(advance, static_argnames="options", donate_argnames="state")
+
+    @property
+    def compilations(self) -> int:
+        """Programs compiled so far."""
+        return self._start._cache_size() + self._advance._cache_size()
+
+    def pieces(
+        self,
+        parameters: Parameters,
+        batch: Batch,
+        options: DecodingOptions,
+        *,
+        seeds: Int[ndarray, "b"] | None = None,
+        piece: int = 0,
+        stop: Callable[[Answers], ndarray] | None = None,
+    ) -> Iterator[Answers]:
+        """Decodes a batch, yielding all that has been decoded after every piece.
+
+        Args:
+          parameters: of the model.
+          batch: prompts, one segment a row, padded on the left.
+          options: see DecodingOptions; end tokens must be given.
+          seeds: each row's own; default options.seed + row.
+          piece: tokens decoded between two looks from the host; 0 = all at once.
+          stop: tells after each piece which rows end now.
+        """
+        rows = batch.text.tokens.shape[0]
+        if seeds is None:
+            seeds = options.seed + np.arange(rows)
+        static, knobs = options.split()
+        state = self._start(parameters, batch, (np.asarray(seeds) & 0x7FFFFFFF).astype(np.int32), knobs, options=static)
+        step, stopped = 1, np.zeros(rows, bool)
+        while step < options.max_new_tokens:
+            step = min(step + (piece or options.max_new_tokens), options.max_new_tokens)
+            state = self._advance(parameters, state, stopped, np.int32(step), knobs, options=static)
+            answers = _fetch(state)
+            yield answers
+            if stop is not None:
+                stopped = stopped | stop(answers)
+            if (np.asarray(state.done) | stopped).all():
+                return
+        if options.max_new_tokens == 1:
+            yield _fetch(state)
+
+    def run(self, parameters: Parameters, batch: Batch, options: DecodingOptions, **how: Any) -> Answers:
+        """Decodes a batch to the end; see `pieces`."""
+        *_, last = self.pieces(parameters, batch, options, **how)
+        return last
+
+
+def _kind(options: DecodingOptions) -> Any:
+    return beam if options.num_beams > 1 else sampling
+
+
+def _fetch(state: Any) -> Answers:
+    return Answers(*jax.device_get((state.tokens, state.logprobs, state.lengths)))
