@@ -1,0 +1,157 @@
+"""Where every array lives: one table from logical axis names to mesh axes.
+
+Tensor and sequence parallelism follow the table and must divide. `fsdp` follows the table where that works, else it takes a
+leaf's largest dimension that it divides, else the leaf is replicated. The stacked `layers` axis is never sharded, since the
+scan over layers slices it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol, runtime_checkable
+
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from mmjax.types import UserError
+
+Axes = tuple[str, ...]
+
+# Logical axis -> the mesh axes that split it, outermost first.
+LOGICAL_AXES: dict[str, Axes] = {
+    "batch": ("replica", "fsdp"),
+    "layers": (),
+    # parameters: widths that every device of a tensor group needs whole
+    "embed": (),
+    "head_dim": (),
+    "queries": (),
+    "patches": (),
+    "positions": (),
+    "channels": (),
+    "height": (),
+    "width": (),
+    "rank": (),
+    # parameters: widths that tensor parallelism splits
+    "vocab": ("fsdp", "tensor"),
+    "heads": ("tensor",),
+    "kv_heads": ("tensor",),
+    "ffn": ("tensor",),
+}
+
+
+@runtime_checkable
+class Leaf(Protocol):
+    """What is read of a parameter's spec: its stored shape and the logical axis name (or None) of each dimension."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    @property
+    def axes(self) -> tuple[str | None, ...]: ...
+
+
+def shardings(
+    specs: Mapping[str, Leaf],
+    mesh: Mesh,
+    overrides: Mapping[str, Sequence[Any]] | None = None,
+    *,
+    stage: str = "<stage>",
+) -> dict[str, NamedSharding]:
+    """The sharding of every parameter.
+
+    Args:
+      specs: by path.
+      mesh: of `make_mesh`.
+      overrides: by path, the mesh axes (a name, several, or None) of every dimension of the unstacked parameter. They
+        replace the table, `fsdp` included.
+      stage: name of the stage, for messages.
+
+    Raises:
+      UserError: a dimension is not divisible by the mesh axes that the table's tensor or sequence entry, or an override,
+        asks for.
+    """
+    overrides = overrides or {}
+    return {
+        path: NamedSharding(
+            mesh,
+            _override(path, spec, mesh, overrides[path], stage) if path in overrides else _by_table(path, spec, mesh, stage),
+        )
+        for path, spec in specs.items()
+    }
+
+
+def replicated_leaves(placement: Mapping[str, NamedSharding]) -> tuple[str, ...]:
+    """Paths of the leaves that `fsdp` could not split, so that every device of it holds them whole; () when fsdp is 1."""
+    return tuple(
+        path for path, sharding in placement.items() if sharding.mesh.shape["fsdp"] > 1 and "fsdp" not in _used(sharding.spec)
+    )
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Leading `b` of every leaf of a batch, over (replica, fsdp)."""
+    return NamedSharding(mesh, PartitionSpec(LOGICAL_AXES["batch"]))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """A whole copy on every device: scalars, counts, keys."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def batch_shards(mesh: Mesh) -> int:
+    """Over how many groups of devices the rows of a batch are split."""
+    return math.prod(mesh.shape[axis] for axis in LOGICAL_AXES["batch"])
+
+
+def _by_table(path: str, spec: Leaf, mesh: Mesh, stage: str) -> PartitionSpec:
+    split: list[Axes] = []
+    for name, size in zip(spec.axes, spec.shape, strict=True):
+        if name is not None and name not in LOGICAL_AXES:
+            raise ValueError(f"{path}: unknown logical axis {name!r}; the table has {', '.join(LOGICAL_AXES)}")
+        taken = {axis for axes in split for axis in axes}
+        wanted = tuple(axis for axis in LOGICAL_AXES.get(name or "layers", ()) if axis not in taken and mesh.shape[axis] > 1)
+        hard = tuple(axis for axis in wanted if axis != "fsdp")
+        _check(path, name, size, hard, mesh, stage)
+        split.append(wanted if size % _ways(wanted, mesh) == 0 else hard)
+    fsdp = mesh.shape["fsdp"]
+    if fsdp > 1 and not any("fsdp" in axes for axes in split):
+        shares = [
+            size // _ways(axes, mesh) if name != "layers" else 0
+            for name, size, axes in zip(spec.axes, spec.shape, split, strict=True)
+        ]
+        candidates = [i for i, share in enumerate(shares) if share and share % fsdp == 0]
+        if candidates:
+            largest = max(candidates, key=lambda i: shares[i])
+            split[largest] = ("fsdp", *split[largest])
+    return PartitionSpec(*(axes or None for axes in split))
+
+
+def _override(path: str, spec: Leaf, mesh: Mesh, value: Sequence[Any], stage: str) -> PartitionSpec:
+    stacked = spec.axes[:1] == ("layers",)
+    names, shape = (spec.axes[1:], spec.shape[1:]) if stacked else (spec.axes, spec.shape)
+    flag = f"--config.stages.{stage}.sharding"
+    if isinstance(value, str) or len(value) != len(shape):
+        raise UserError(f"{flag}: {path} has {len(shape)} dimensions {shape}, the rule gives {value!r}")
+    split = [(axes,) if isinstance(axes, str) else tuple(axes or ()) for axes in value]
+    flat = [axis for axes in split for axis in axes]
+    for axis in flat:
+        if axis not in mesh.shape or flat.count(axis) > 1:
+            raise UserError(f"{flag}: {path}: expected each of {', '.join(mesh.shape)} at most once, the rule gives {value!r}")
+    for name, size, axes in zip(names, shape, split, strict=True):
+        _check(path, name, size, axes, mesh, stage)
+    return PartitionSpec(*([None] * stacked), *(axes or None for axes in split))
+
+
+def _check(path: str, name: str | None, size: int, axes: Axes, mesh: Mesh, stage: str) -> None:
+    if size % _ways(axes, mesh):
+        raise UserError(
+            f"{path}: dimension {name!r} of size {size} is not divisible by mesh axis {'×'.join(axes)} of size "
+            f"{_ways(axes, mesh)}; change --config.stages.{stage}.mesh.{axes[-1]}"
+        )
+
+
+def _ways(axes: Axes, mesh: Mesh) -> int:
+    return math.prod(mesh.shape[axis] for axis in axes)
+
+
+def _used(spec: PartitionSpec) -> set[str]:
+    return {axis for entry in spec for axis in ((entry,) if isinstance(entry, str) else entry or ())}
