@@ -1,0 +1,101 @@
+"""Images: encoded bytes, a path, a PIL image or an array -> RGB uint8 [height, width, 3], within limits.
+
+The header is checked before a pixel is decoded, because a few kilobytes can declare gigabytes. Addresses are never
+fetched: whoever serves requests downloads under its own rules first.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image, ImageOps
+
+from mmjax.types import UserError
+
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF")
+MAX_PIXELS = 32_000_000
+ORIENTATION = 0x0112  # EXIF tag
+
+Pixels = UInt8[np.ndarray, "height width 3"]
+
+
+class ImageError(UserError):
+    """An image that cannot be used. `reason` is the kind of fault, for counting."""
+
+    def __init__(self, reason: str, message: str):
+        super().__init__(message)
+        self.reason = reason
+
+    def __reduce__(self):
+        return ImageError, (self.reason, self.args[0])
+
+
+Encoded = bytes | str | os.PathLike | Image.Image | np.ndarray
+
+
+def decode_image(data: Encoded, *, name: str = "", max_pixels: int = MAX_PIXELS) -> Pixels:
+    """Decodes one image; of an animation, the first frame.
+
+    Args:
+      data: encoded bytes, a path, a PIL image, or decoded uint8 values [height, width, 3].
+      name: what messages call it; the path itself by default.
+      max_pixels: largest width x height, checked from the header.
+
+    Returns:
+      RGB values; EXIF orientation applied, transparency composited on white.
+
+    Raises:
+      ImageError: unreadable, too large, not an accepted format, or an address.
+    """
+    if isinstance(data, str | os.PathLike):
+        name = name or str(data)
+        data = _read(str(data), name)
+    name = name or "image"
+    if isinstance(data, np.ndarray):
+        if data.dtype != np.uint8 or data.ndim != 3 or data.shape[2] != 3 or not data.size:
+            raise ImageError("wrong array", f"{name}: expected uint8 [height, width, 3], got {data.dtype} {list(data.shape)}")
+        return data
+    try:
+        image = data if isinstance(data, Image.Image) else Image.open(io.BytesIO(data), formats=FORMATS)
+        width, height = image.size
+        if width * height > max_pixels:
+            raise ImageError("too large", f"{name}: {width} x {height} pixels, the limit is {max_pixels:,} in all")
+        return _rgb(image)
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise ImageError("too large", f"{name}: {error}") from None
+    except Image.UnidentifiedImageError:
+        raise ImageError("not an image", f"{name}: {len(data)} bytes that are none of {', '.join(FORMATS)}") from None
+    except (OSError, SyntaxError, ValueError, EOFError, IndexError, TypeError, OverflowError, MemoryError) as error:
+        # PIL's decoders answer damage with any of these.
+        raise ImageError("damaged", f"{name}: damaged or truncated image ({error})") from None
+
+
+def resize_image(image: Pixels, size: int) -> UInt8[np.ndarray, "size size 3"]:
+    """Resizes to a square of `size` pixels with PIL's bicubic filter; the aspect ratio is not kept, as in BLIP-2."""
+    if image.shape[:2] == (size, size):
+        return image
+    return np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.BICUBIC))
+
+
+def _read(path: str, name: str) -> bytes:
+    if "://" in path or path.startswith("data:"):
+        raise ImageError("address", f"{name}: expected a local file, got an address; download it first")
+    try:
+        with open(path, "rb") as file:
+            return file.read()
+    except OSError as error:
+        raise ImageError("no file", f"{name}: {error.strerror or error}") from None
+
+
+def _rgb(image: Image.Image) -> np.ndarray:
+    if image.getexif().get(ORIENTATION, 1) != 1:
+        image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I"):  # 16 bits a channel: PIL's own conversion would clip to 255
+        image = Image.fromarray((np.asarray(image).astype(np.uint32) >> 8).clip(0, 255).astype(np.uint8))
+    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return np.asarray(image.convert("RGB"))

@@ -1,0 +1,61 @@
+"""The mixed, shuffled, endless order of examples: position -> (source, example), pure and random access."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+
+import grain.python as grain
+
+from mmjax.data.config import DataConfig
+from mmjax.data.templates import draw
+from mmjax.types import Example, Source, UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Unreadable:
+    """Stands for a record that cannot be read."""
+
+    message: str
+
+
+@dataclasses.dataclass(frozen=True)
+class _Named:
+    """A source whose elements carry its name, and whose damaged records do not stop a run."""
+
+    name: str
+    source: Source
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int) -> tuple[str, Example | Unreadable]:
+        try:
+            return self.name, self.source[index]
+        except UserError as error:
+            return self.name, Unreadable(str(error))
+
+
+def mix(sources: Mapping[str, Source], config: DataConfig, seed: int, training: bool) -> grain.MapDataset:
+    """Puts the sources of a mixture into one order.
+
+    Args:
+      sources: by the names of `config.mixture`.
+      config: its weights are the shares of the sources.
+      seed: of the shuffles; every epoch of every source has another order.
+      training: shuffled and endless; otherwise one source after the other, once.
+
+    Returns:
+      A data set of (name of the source, Example or Unreadable).
+    """
+    for name, source in sources.items():
+        if not len(source):
+            raise UserError(f"data.mixture.{name}: {config.mixture[name].path} holds no example")
+    datasets = [grain.MapDataset.source(_Named(name, source)) for name, source in sources.items()]
+    if not training:
+        return grain.MapDataset.concatenate(datasets)
+    endless = [
+        dataset.shuffle(seed=draw(seed, "shuffle", name) % 2**32).repeat()
+        for name, dataset in zip(sources, datasets, strict=True)
+    ]
+    return endless[0] if len(endless) == 1 else grain.MapDataset.mix(endless, [config.mixture[name].weight for name in sources])

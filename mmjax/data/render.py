@@ -1,0 +1,220 @@
+"""Positions of the mixture -> batches. Pure functions of the position: workers and restarts cannot change a batch."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import threading
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Future
+
+import grain.python as grain
+import numpy as np
+
+from mmjax.data.batch import NO_PRIOR, BatchShape, Item, assemble, capacity, item_size, media_of
+from mmjax.data.config import DataConfig
+from mmjax.data.media.image import ImageError
+from mmjax.data.mixture import Unreadable
+from mmjax.data.packing import plan_window
+from mmjax.data.processor import Processor, TokenisedSegment
+from mmjax.data.templates import draw, template
+from mmjax.types import Batch, Example, UserError
+
+Skip = tuple[str, str]  # reason, message
+
+TOO_LONG = "longer than a row"
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """What happened while a batch was made.
+
+    Args:
+      items: examples that were looked at.
+      skipped: (reason, message) of each one, or each medium, that was left out.
+      useful, positions: text positions that hold a token, and all of them.
+      window, row: where the next batch of a packed stream starts.
+    """
+
+    items: int
+    skipped: tuple[Skip, ...]
+    useful: int
+    positions: int
+    window: int = 0
+    row: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Renderer:
+    """Turns positions of the mixture into items and batches.
+
+    Args:
+      records: position -> (source name, Example or Unreadable).
+      config, processor: of the stage.
+      seed: of whatever is drawn, together with the position.
+      training: whether images are augmented.
+      prior: row of the answer-prior table by prompt text.
+    """
+
+    records: grain.MapDataset
+    config: DataConfig
+    processor: Processor
+    seed: int
+    training: bool
+    prior: Mapping[str, int] = dataclasses.field(default_factory=lambda: NO_PRIOR)
+
+    @functools.cached_property
+    def shape(self) -> BatchShape:
+        """Static sizes of every batch."""
+        return BatchShape.of(self.config, self.processor)
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def segments(self, position: int) -> tuple[Example | Unreadable, tuple[TokenisedSegment, ...]]:
+        """The example at a position and its tokenised segments."""
+        name, example = self.records[position]
+        if isinstance(example, Unreadable):
+            return example, ()
+        render = template(self.config.mixture[name].template)
+        return example, tuple(map(self.processor.tokenise, render(example, draw(self.seed, "template", position))))
+
+    def misfit(self, segments: tuple[TokenisedSegment, ...]) -> str:
+        """Why no row can hold these segments; "" if one can."""
+        size, room = item_size(segments, self.shape), capacity(self.shape)
+        longest = max((len(segment.query) for segment in segments), default=0)
+        if any(need > have for need, have in zip(size, room, strict=True)):
+            return f"needs (length, media, queries) = {size}, a row holds {room}"
+        if longest > self.config.query_length:
+            return f"asks the connector a query of {longest} tokens, query_length is {self.config.query_length}"
+        return ""
+
+    def size(self, position: int) -> tuple[int, int, int]:
+        """What the example at a position takes of a row; nothing when it cannot be used."""
+        segments = self.segments(position)[1]
+        return (0, 0, 0) if self.misfit(segments) else item_size(segments, self.shape)
+
+    def item(self, position: int) -> tuple[Item | None, list[Skip]]:
+        """The item at a position with its media decoded, or None; and what was skipped."""
+        example, segments = self.segments(position)
+        if isinstance(example, Unreadable):
+            return None, [("unreadable record", example.message)]
+        if reason := self.misfit(segments):
+            return None, [(TOO_LONG, f"example {example.id!r} {reason}")]
+        images: dict[int, np.ndarray | None] = {}
+        skipped = []
+        for index in media_of(segments) if self.shape.media else ():
+            try:
+                images[index] = self.processor.image(example.media[index], f"example {example.id!r}, medium {index}")
+            except ImageError as error:
+                images[index] = None
+                skipped.append((error.reason, str(error)))
+        if self.training and self.config.flip and draw(self.seed, "flip", position) % 2:
+            images = {index: None if image is None else image[:, ::-1] for index, image in images.items()}
+        return Item(example.id, segments, images), skipped
+
+    def batch(self, rows: list[list[int]], window: int = 0, row: int = 0) -> tuple[Batch, Report]:
+        """Assembles the positions of each row into a batch."""
+        skipped: list[Skip] = []
+        filled: list[list[Item]] = []
+        for positions in rows:
+            filled.append([])
+            for position in positions:
+                item, reasons = self.item(position)
+                skipped.extend(reasons)
+                if item is not None:
+                    filled[-1].append(item)
+        batch = assemble(filled, self.shape, prior=self.prior)
+        useful = 0 if batch.text is None else int(np.count_nonzero(batch.text.segments))
+        return batch, Report(sum(map(len, rows)), tuple(skipped), useful, self.shape.rows * self.shape.length, window, row)
+
+
+@dataclasses.dataclass(frozen=True)
+class OnePerRow:
+    """Batch k holds positions k * rows … k * rows + rows − 1, one a row."""
+
+    renderer: Renderer
+
+    def __len__(self) -> int:
+        return -(-len(self.renderer) // self.renderer.shape.rows)
+
+    def __call__(self, index: int) -> tuple[Batch, Report]:
+        start = index * self.renderer.shape.rows
+        stop = min(start + self.renderer.shape.rows, len(self.renderer))
+        return self.renderer.batch([[position] for position in range(start, stop)])
+
+
+class Packed:
+    """Batch k holds the next rows of the windows' plans.
+
+    A window's plan depends on the window only. Where batch k starts depends on how many rows the windows before it gave, so
+    a restart says where it starts; without that, the earlier windows are planned again.
+
+    Args:
+      renderer: makes the batches.
+      batch, window, row: batch number `batch` starts at row `row` of window `window`.
+    """
+
+    def __init__(self, renderer: Renderer, batch: int = 0, window: int = 0, row: int = 0):
+        self._renderer, self._start = renderer, (batch, window, row)
+        self._reset()
+
+    def _reset(self):
+        batch, window, row = self._start
+        rows = self._renderer.shape.rows
+        self._first = {window: batch * rows - row}  # number of the first row of each window
+        self._plans: dict[int, Future] = {}
+        self._lock = threading.Lock()
+
+    def __getstate__(self):
+        return self._renderer, self._start
+
+    def __setstate__(self, state):
+        self._renderer, self._start = state
+        self._reset()
+
+    def __len__(self) -> int:
+        return len(self._renderer) // self._renderer.shape.rows  # endless: more than anybody reads
+
+    def plan(self, window: int) -> tuple[list[list[int]], list[int]]:
+        """Rows of positions of a window, and the positions that fit no row. The window after it is planned meanwhile."""
+        with self._lock:
+            for number in {window, window + 1} - self._plans.keys():
+                self._plans[number] = Future()
+                threading.Thread(target=self._fill, args=(self._plans[number], number), daemon=True).start()
+            wanted = self._plans[window]
+            self._plans = {number: plan for number, plan in self._plans.items() if number >= window - 2}
+        return wanted.result()
+
+    def _fill(self, future: Future, window: int) -> None:
+        try:
+            renderer = self._renderer
+            positions = range(window * renderer.config.window, (window + 1) * renderer.config.window)
+            sizes = np.array([renderer.size(position) for position in positions])
+            rows, _ = plan_window(sizes, capacity(renderer.shape), draw(renderer.seed, "window", window))
+            unused = np.flatnonzero(~sizes.any(axis=1)).tolist()
+            future.set_result(([[positions[i] for i in row] for row in rows], [positions[i] for i in unused]))
+        except BaseException as error:  # whoever waits for the plan gets it
+            future.set_exception(error)
+
+    def _rows(self, first: int) -> Iterator[tuple[int, int, list[int]]]:
+        """(window, row in it, positions) from row number `first` on."""
+        window = max(number for number, start in list(self._first.items()) if start <= first)
+        while True:
+            rows, unused = self.plan(window)
+            if not rows:
+                raise UserError(f"no example of a window fits a row: {self._renderer.item(unused[0])[1]}")
+            self._first[window + 1] = self._first[window] + len(rows)
+            for row in range(max(first - self._first[window], 0), len(rows)):
+                # What no row takes is counted with the window's first row.
+                yield window, row, rows[row] + (unused if row == 0 else [])
+            window += 1
+
+    def __call__(self, index: int) -> tuple[Batch, Report]:
+        count = self._renderer.shape.rows
+        rows = []
+        for window, row, positions in self._rows(index * count):
+            if len(rows) == count:
+                return self._renderer.batch(rows, window, row)
+            rows.append(positions)
+        raise AssertionError("rows never end")

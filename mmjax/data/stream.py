@@ -1,0 +1,176 @@
+"""The DataStream: an endless iterator of host batches, where batch k is a pure function of (config, seed, k)."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import hashlib
+import json
+import multiprocessing
+import os
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import grain.python as grain
+from absl import flags
+
+from mmjax.data import records
+from mmjax.data.batch import NO_PRIOR
+from mmjax.data.config import DataConfig
+from mmjax.data.mixture import mix
+from mmjax.data.processor import Processor
+from mmjax.data.render import TOO_LONG, OnePerRow, Packed, Renderer, Report
+from mmjax.data.templates import template
+from mmjax.types import Batch, Source, UserError
+
+BROKEN_SHARE, TOO_LONG_SHARE, AT_LEAST = 0.001, 0.1, 10
+READ_THREADS = 2
+
+
+class DataStream:
+    """Iterates over batches and keeps count of what was left out.
+
+    Attributes:
+      fingerprint: hex digest of everything that decides which batch comes when; compare it before resuming.
+      skipped: media and examples left out so far.
+      reasons: their number by reason.
+    """
+
+    def __init__(self, batches: Iterator[tuple[Batch, Report]], fingerprint: str, start: int, position: Mapping[str, int]):
+        self._batches = batches
+        self.fingerprint = fingerprint
+        self._position = {"batch": start, **position}
+        self._items = self._useful = self._positions = 0
+        self.reasons: collections.Counter[str] = collections.Counter()
+        self._messages: dict[str, str] = {}
+
+    def __iter__(self) -> DataStream:
+        return self
+
+    def __next__(self) -> Batch:
+        """The next batch.
+
+        Raises:
+          StopIteration: at the end, when not training.
+          UserError: too much of the data is broken, with the counts by reason.
+        """
+        batch, report = next(self._batches)
+        self._position = {"batch": self._position["batch"] + 1, "window": report.window, "row": report.row}
+        self._items += report.items
+        self._useful += report.useful
+        self._positions += report.positions
+        for reason, message in report.skipped:
+            self.reasons[reason] += 1
+            self._messages.setdefault(reason, message)
+        self._check()
+        return batch
+
+    @property
+    def skipped(self) -> int:
+        """Media and examples left out so far."""
+        return self.reasons.total()
+
+    @property
+    def fill(self) -> float:
+        """Share of the text positions so far that hold a token; 0 without text rows."""
+        return self._useful / self._positions if self._positions else 0.0
+
+    def position(self) -> dict[str, int]:
+        """Where the next batch starts, as JSON: hand it to `make_stream` to go on there without planning earlier windows."""
+        return dict(self._position)
+
+    def close(self) -> None:
+        """Ends worker processes and threads."""
+        if close := getattr(self._batches, "close", None):
+            close()
+
+    def _check(self) -> None:
+        too_long = self.reasons[TOO_LONG]
+        for count, share in ((self.skipped - too_long, BROKEN_SHARE), (too_long, TOO_LONG_SHARE)):
+            if count >= AT_LEAST and count > share * self._items:
+                table = "; ".join(
+                    f"{n} x {reason} (first: {self._messages[reason]})" for reason, n in self.reasons.most_common()
+                )
+                raise UserError(f"{self.skipped} of {self._items} examples cannot be used, the limit is {share:.1%}: {table}")
+
+
+def make_stream(
+    config: DataConfig,
+    processor: Processor,
+    seed: int,
+    *,
+    start: int = 0,
+    training: bool = True,
+    open_source: Callable[..., Source] = records.open_source,
+    position: Mapping[str, int] | None = None,
+    prior: Mapping[str, int] = NO_PRIOR,
+) -> DataStream:
+    """Opens the sources of a stage and starts reading.
+
+    Args:
+      config: of the stage; its sizes replace the processor's.
+      processor: tokenizers.
+      seed: of order, templates and augmentation.
+      start: first batch.
+      training: shuffled, augmented and endless; otherwise every example once, in order, one a row.
+      open_source: (path, split, limit) -> Source.
+      position: what `DataStream.position` gave before batch `start`; spares a packed stream the planning of earlier windows.
+      prior: row of the answer-prior table by prompt text (`AnswerPrior.prompts`).
+
+    Returns:
+      The stream. Batches do not depend on `config.workers`, and `start=k` gives what the stream from 0 gives after k batches.
+
+    Raises:
+      UserError: a source cannot be opened, a template is unknown, or `position` belongs to another batch.
+    """
+    for source in config.mixture.values():
+        template(source.template)
+    sizes = {name: getattr(config, name) for name in ("soft_tokens", "image_size", "query_length")}
+    sources = {name: open_source(source.path, source.split, source.limit) for name, source in config.mixture.items()}
+    mixed = mix(sources, config, seed, training)
+    renderer = Renderer(mixed, config, dataclasses.replace(processor, **sizes), seed, training, prior)
+    position = dict(position or {})
+    if position.get("batch", start) != start:
+        raise UserError(f"data position of batch {position['batch']} does not belong to batch {start}")
+    if config.pack and training:
+        batcher = Packed(renderer, **position)
+    else:
+        batcher = OnePerRow(renderer)
+    digest = _fingerprint(config, seed, sources, renderer.processor, from_records=open_source is records.open_source)
+    return DataStream(_read(batcher, start, config.workers), digest, start, position)
+
+
+def _read(batcher: OnePerRow | Packed, start: int, workers: int) -> Iterator[tuple[Batch, Report]]:
+    """Runs the batcher ahead, in threads or in worker processes."""
+    batches = grain.MapDataset.range(start, max(start, len(batcher))).map(batcher)
+    if not workers:
+        return iter(batches.to_iter_dataset(grain.ReadOptions(num_threads=READ_THREADS, prefetch_buffer_size=READ_THREADS)))
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS.mark_as_parsed()  # Grain reads its flags when it starts workers
+    ahead = batches.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))
+    return iter(ahead.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers), worker_init_fn=_start_worker))
+
+
+def _start_worker(index: int, count: int) -> None:
+    """Makes a worker die with the process that started it, however that one ends."""
+    parent = multiprocessing.parent_process()
+
+    def follow():
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=follow, daemon=True).start()
+
+
+def _fingerprint(config: DataConfig, seed: int, sources: Mapping[str, Source], processor: Processor, from_records: bool) -> str:
+    facts: dict[str, Any] = dataclasses.asdict(config)
+    for name in ("workers", "prefetch"):
+        del facts[name]
+    for name, source in sources.items():
+        entry = facts["mixture"][name]
+        path = entry.pop("path")  # a data set may move
+        entry["length"] = len(source)
+        entry["content"] = records.fingerprint(path, entry["split"]) if from_records else ""
+    facts |= {"seed": seed, "vocabulary": processor.limit, "pad": processor.pad_id}
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,233 @@
+"""Templates: an Example -> the segments that a language model reads and what is learnt in them.
+
+A segment is one unit of attention: its tokens see one another and nothing else of their row. Templates hold text
+only as pieces, so that the tokens of a prompt are the same ones in training and in inference.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import hashlib
+from collections.abc import Callable, Iterator
+from typing import Literal
+
+from mmjax.types import Example, Part, Turn, UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Piece:
+    """Text and the loss weight of each of its tokens as a target."""
+
+    text: str
+    weight: float = 0.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Special:
+    """A token of the tokenizer's own, and its loss weight as a target. One that the tokenizer lacks is left out."""
+
+    name: Literal["bos", "eos"]
+    weight: float = 0.0
+
+
+@dataclasses.dataclass(frozen=True)
+class MediumSlot:
+    """Where the soft tokens of a medium of the example stand."""
+
+    medium: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Segment:
+    """One prompt, with its continuation in training.
+
+    Args:
+      parts: in reading order.
+      query: what a connector that reads text is told about the segment's media; also the key of the answer prior.
+      answer: index in `parts` of the piece that answers, −1 = none.
+    """
+
+    parts: tuple[Piece | Special | MediumSlot, ...]
+    query: str | None = None
+    answer: int = -1
+
+
+@dataclasses.dataclass(frozen=True)
+class Template:
+    """How a kind of example is rendered.
+
+    Args:
+      segments: (example, seed) -> the training segments. What is drawn at random depends on the example's id and the seed.
+      prompt: (example, seed) -> the segment of the last question, without its answer.
+    """
+
+    segments: Callable[[Example, int], list[Segment]]
+    prompt: Callable[[Example, int], Segment]
+
+    def __call__(self, example: Example, seed: int = 0) -> list[Segment]:
+        return self.segments(example, seed)
+
+
+def draw(*key: str | int) -> int:
+    """A 63-bit number that depends on the key only: the same in every process and on every machine."""
+    return int.from_bytes(hashlib.blake2b(repr(key).encode(), digest_size=8).digest(), "little") >> 1
+
+
+def exchanges(example: Example) -> Iterator[tuple[str, tuple[int, ...], str | None]]:
+    """The questions of an example: (question, the media shown so far, answer or None).
+
+    A last question without an assistant turn is answered by the most frequent of `example.answers`, the first of equals.
+    """
+    media: tuple[int, ...] = ()
+    question = None
+    for turn in example.turns:
+        if turn.role == "user":
+            media, question = media + turn.media, turn.text
+        elif turn.role == "assistant" and question is not None:
+            yield question, media, turn.text
+            question = None
+    if question is not None:
+        yield question, media, collections.Counter(example.answers).most_common(1)[0][0] if example.answers else None
+
+
+def single_questions(example: Example) -> list[Example]:
+    """Splits an example into one per question, each with its media, `answers` and own `meta["kind"]`, for evaluation.
+
+    Ids get the question's number: "shapes/test/7#2".
+    """
+    kinds = example.meta.get("kinds", ())
+    asked = list(exchanges(example))
+    singles = []
+    for number, (question, media, answer) in enumerate(asked):
+        last = number == len(asked) - 1
+        answers = example.answers if last and example.answers else () if answer is None else (answer,)
+        turn = Turn("user", (*(Part(medium=index) for index in media), Part(text=question)))
+        meta = {**example.meta, "kind": kinds[number]} if number < len(kinds) else example.meta
+        singles.append(dataclasses.replace(example, id=f"{example.id}#{number}", turns=(turn,), answers=answers, meta=meta))
+    return singles
+
+
+def verbatim(example: Example) -> Segment:
+    """The segment of a free prompt: all media, then the last user turn's text as it stands."""
+    question, media, _ = _last(example)
+    return Segment((*map(MediumSlot, media), Special("bos"), Piece(question)), query=question)
+
+
+def _last(example: Example) -> tuple[str, tuple[int, ...], str | None]:
+    asked = list(exchanges(example))
+    if not asked:
+        raise UserError(f"example {example.id!r}: expected a user turn, got turns by {[turn.role for turn in example.turns]}")
+    return asked[-1]
+
+
+def caption_of(example: Example) -> str:
+    """`meta["caption"]`, or what the assistant says first."""
+    caption = example.meta.get("caption") or next((turn.text for turn in example.turns if turn.role == "assistant"), None)
+    if not caption:
+        raise UserError(
+            f"example {example.id!r}: expected meta['caption'] or an assistant turn, got neither; choose another template"
+        )
+    return caption
+
+
+def _answer(example: Example, question: str, answer: str | None) -> str:
+    if answer is None:
+        raise UserError(f"example {example.id!r}: {question!r} has no answer to learn; give an assistant turn or `answers`")
+    return answer
+
+
+def _questions(*formats: str) -> Template:
+    """Visual question answering: every question is its own segment; loss on the answer and the end token."""
+
+    def head(example, seed, number, question, media):
+        text = formats[draw(example.id, seed, number) % len(formats)] if len(formats) > 1 else formats[0]
+        text = text.format(question=question)
+        return (*map(MediumSlot, media), Special("bos"), Piece(text)), text
+
+    def segments(example: Example, seed: int) -> list[Segment]:
+        rendered = []
+        for number, (question, media, answer) in enumerate(exchanges(example)):
+            parts, text = head(example, seed, number, question, media)
+            tail = (Piece(f" {_answer(example, question, answer)}", 1.0), Special("eos", 1.0))
+            rendered.append(Segment(parts + tail, query=text, answer=len(parts)))
+        return rendered
+
+    def prompt(example: Example, seed: int) -> Segment:
+        question, media, _ = _last(example)
+        parts, text = head(example, seed, len(list(exchanges(example))) - 1, question, media)
+        return Segment(parts, query=text)
+
+    return Template(segments, prompt)
+
+
+def _every_medium(example: Example) -> tuple[MediumSlot, ...]:
+    return tuple(map(MediumSlot, range(len(example.media))))
+
+
+def _caption() -> Template:
+    """Captioning through soft tokens. BOS is a target too, predicted by the last soft token, as BLIP-2 trains OPT."""
+
+    def segments(example: Example, seed: int) -> list[Segment]:
+        parts = (*_every_medium(example), Special("bos", 1.0), Piece(caption_of(example), 1.0), Special("eos", 1.0))
+        return [Segment(parts)]
+
+    return Template(segments, lambda example, seed: Segment((*_every_medium(example), Special("bos"))))
+
+
+def _caption_pair() -> Template:
+    """BLIP-2 stage 1: the caption is what the connector reads; the language model reads nothing."""
+
+    def pair(example: Example) -> Segment:
+        return Segment(_every_medium(example), query=caption_of(example))
+
+    return Template(lambda example, seed: [pair(example)], lambda example, seed: pair(example))
+
+
+def _text_world(caption_weight: float, question_weight: float) -> Template:
+    """Teaches a language model the words of a corpus without images: each question after the caption that answers it."""
+
+    def head(example, question):
+        caption = caption_of(example).rstrip(". ")
+        return Special("bos"), Piece(f"{caption}.", caption_weight), Piece(f" Question: {question} Answer:", question_weight)
+
+    def segments(example: Example, seed: int) -> list[Segment]:
+        return [
+            Segment(
+                (*head(example, question), Piece(f" {_answer(example, question, answer)}", 1.0), Special("eos", 1.0)), answer=3
+            )
+            for question, _, answer in exchanges(example)
+        ]
+
+    return Template(segments, lambda example, seed: Segment(head(example, _last(example)[0])))
+
+
+VQA_PROMPTS = (
+    "{question}",
+    "Question: {question}",
+    "{question} A short answer to the question is",
+    "Q: {question} A:",
+    "Question: {question} Short answer:",
+    "Given the image, answer the following question with no more than three words. {question}",
+    "Based on the image, respond to this question with a short answer: {question}. Answer:",
+    "Use the provided image to answer the question: {question} Provide your answer as short as possible:",
+    'What is the answer to the following question? "{question}"',
+    'The question "{question}" can be answered using the image. A short answer is',
+)
+"""InstructBLIP's ten prompts for visual question answering (arXiv 2305.06500, appendix)."""
+
+TEMPLATES: dict[str, Template] = {
+    "question_answer": _questions("Question: {question} Answer:"),
+    "caption": _caption(),
+    "caption_pair": _caption_pair(),
+    "text_world": _text_world(caption_weight=0.3, question_weight=0.3),
+    **{f"vqa_{number}": _questions(text) for number, text in enumerate(VQA_PROMPTS, 1)},
+    "vqa_mixed": _questions(*VQA_PROMPTS),
+}
+
+
+def template(name: str) -> Template:
+    """The template of that name; UserError naming the choices for any other."""
+    if name not in TEMPLATES:
+        raise UserError(f"template must be one of {', '.join(TEMPLATES)}, got {name!r}")
+    return TEMPLATES[name]
