@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import io
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +21,18 @@ from rich.progress import Progress
 
 from data_pipelines import local
 from mmjax.data.records import FEATURE, encode_example
-from mmjax.types import Example
+from mmjax.types import Example, Part, Turn
 
 Runner = Callable[[Sequence[local.Step], Sequence[Any]], Iterator[list[Any]]]
+
+
+def conversation(questions: Iterable[tuple[str, str]]) -> tuple[Turn, ...]:
+    """Questions about one picture as turns: the user asks, showing medium 0 with the first question; the assistant answers."""
+    turns: list[Turn] = []
+    for question, answer in questions:
+        shown = () if turns else (Part(medium=0),)
+        turns += [Turn("user", (*shown, Part(question))), Turn("assistant", (Part(answer),))]
+    return tuple(turns)
 
 
 def encode(example: Example) -> Iterator[bytes]:
@@ -86,14 +95,14 @@ def _quiet() -> Iterator[None]:
         logging.set_verbosity(verbosity)
 
 
-def write(builder: type[ExampleBuilder], out: Path, *, raw: Path | None = None, runner: Runner = local.run, limit: int = 0) -> None:
+def write(builder: type[ExampleBuilder], out: Path, *, runner: Runner, raw: Path | None = None, limit: int = 0) -> None:
     """Builds a data set into an existing, empty directory, so that `open_source` and `tfds.builder_from_directory` read it.
 
     Args:
       builder: the data set.
       out: where `dataset_info.json`, `features.json` and the shards go.
-      raw: directory of the raw release, for data sets that need one.
       runner: the shell that runs the steps.
+      raw: directory of the raw release, for data sets that need one.
       limit: the first `limit` items of each split only; 0 = all.
     """
     tfds.disable_progress_bar()  # ours counts all items

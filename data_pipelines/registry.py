@@ -43,7 +43,11 @@ def _files(folder: Path) -> dict[str, list]:
 
 
 def _state(name: str, out: Path, limit: int) -> str:
-    """ "missing", "complete", or "damaged" (begun or changed since it was made). Raises UserError for what is not ours to replace."""
+    """Says whether `out` is "missing", "complete", or "stale": changed since it was made, or made with another limit.
+
+    Raises:
+      UserError: it holds something else, which is not ours to replace.
+    """
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return "missing"
     try:
@@ -55,7 +59,7 @@ def _state(name: str, out: Path, limit: int) -> str:
         raise UserError(f"{out} holds the data set {made[0]!r}, not {name!r}; give another --out")
     found = _files(out)
     same = all(found.get(file) == facts for file, facts in manifest["files"].items())
-    return "complete" if same and made[1] == limit else "damaged"
+    return "complete" if same and made[1] == limit else "stale"
 
 
 @contextlib.contextmanager

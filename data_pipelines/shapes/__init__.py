@@ -15,7 +15,7 @@ from data_pipelines import builder, tokenizer
 from data_pipelines.shapes.language import ask_questions, caption
 from data_pipelines.shapes.render import render
 from data_pipelines.shapes.scene import SPLITS, Scene, draw_scene
-from mmjax.types import Example, Medium, Part, Turn
+from mmjax.types import Example, Medium
 
 
 def draw(item: tuple[str, int]) -> Iterator[Scene]:
@@ -26,15 +26,11 @@ def draw(item: tuple[str, int]) -> Iterator[Scene]:
 def describe(scene: Scene) -> Iterator[Example]:
     """Second step: the scene's picture with its caption and its six questions and answers."""
     questions = ask_questions(scene)
-    turns: list[Turn] = []
-    for number, question in enumerate(questions):
-        picture = () if number else (Part(medium=0),)
-        turns += [Turn("user", (*picture, Part(question.text))), Turn("assistant", (Part(question.answer),))]
     yield Example(
         id=f"shapes/{scene.split}/{scene.index:06d}",
         source=f"shapes {Shapes.VERSION}",
         media=(Medium("image", render(scene), "image/png"),),
-        turns=tuple(turns),
+        turns=builder.conversation((question.text, question.answer) for question in questions),
         meta={
             "caption": caption(scene),
             "kinds": [question.kind for question in questions],
@@ -49,7 +45,6 @@ class Shapes(builder.ExampleBuilder):
     VERSION = tfds.core.Version("1.0.0")
     RELEASE_NOTES = {"1.0.0": "First version."}
     description = "Rendered scenes of one to six coloured shapes with captions, questions and answers."
-    license = "Apache-2.0"
     steps = (draw, describe)
 
     def items(self) -> Mapping[str, Sequence[tuple[str, int]]]:

@@ -35,59 +35,45 @@ def caption(scene: Scene) -> str:
 
 
 def _candidates(scene: Scene, named: Sequence[Pair], numbers: random.Random) -> dict[str, list[Question]]:
-    """Every question that may be asked, by kind, each list in random order. "exists" alternates yes and no, either first."""
-    shapes = Counter(thing.shape for thing in scene.things)
-    colours = Counter(thing.colour for thing in scene.things)
-    pairs = {(thing.shape, thing.colour) for thing in scene.things}
-    exists = {
-        "yes": [pair for pair in named if pair in pairs],
-        "no": [pair for pair in named if pair not in pairs],
-    }
-    for choices in exists.values():
-        numbers.shuffle(choices)
-    first = numbers.choice((("yes", "no"), ("no", "yes")))
+    """Every question that may be asked, by kind, each list in random order; "exists" has as many yes as no, by turns."""
+    things = scene.things
+    shapes, colours = Counter(thing.shape for thing in things), Counter(thing.colour for thing in things)
+    present = {(thing.shape, thing.colour) for thing in things}
+    exists = {"yes": [], "no": []}
+    for shape, colour in named:
+        answer = "yes" if (shape, colour) in present else "no"
+        exists[answer].append(Question("exists", f"Is there a {colour} {shape}?", answer))
     questions = {
         "count_shape": [Question("count_shape", f"How many {shape}s are there?", str(shapes[shape])) for shape in SHAPES],
         "count_colour": [Question("count_colour", f"How many {c} shapes are there?", str(colours[c])) for c in COLOURS],
-        "count_all": [Question("count_all", "How many objects are there?", str(len(scene.things)))],
-        "colour": [
-            Question("colour", f"What color is the {thing.shape}?", thing.colour)
-            for thing in scene.things
-            if shapes[thing.shape] == 1
-        ],
-        "shape": [
-            Question("shape", f"What shape is the {thing.colour} one?", thing.shape)
-            for thing in scene.things
-            if colours[thing.colour] == 1
-        ],
+        "count_all": [Question("count_all", "How many objects are there?", str(len(things)))],
+        "colour": [Question("colour", f"What color is the {t.shape}?", t.colour) for t in things if shapes[t.shape] == 1],
+        "shape": [Question("shape", f"What shape is the {t.colour} one?", t.shape) for t in things if colours[t.colour] == 1],
     }
-    for choices in questions.values():
+    for choices in (*questions.values(), *exists.values()):
         numbers.shuffle(choices)
-    asked = [(answer, pair) for both in zip(*(exists[answer] for answer in first), strict=False) for answer, pair in zip(first, both)]
-    questions["exists"] = [Question("exists", f"Is there a {colour} {shape}?", answer) for answer, (shape, colour) in asked]
-    return questions
+    turns = numbers.sample(("yes", "no"), 2)
+    return questions | {"exists": [question for both in zip(*map(exists.get, turns), strict=False) for question in both]}
 
 
 def ask_questions(scene: Scene, count: int = 6) -> list[Question]:
-    """Different questions about a scene: one of each kind that the scene allows, the rest from the kinds that are scarcer over all scenes.
+    """Different questions about a scene, one of each kind as far as the scene allows.
 
-    "What color is the circle?" needs an only circle, "What shape is the red one?" an only red object; where there is none,
-    another question of these two kinds or, failing that, any other stands in.
+    "What color is the circle?" needs an only circle, "What shape is the red one?" an only red object. Where there is none,
+    another question of these two scarce kinds stands in, and failing that another count or existence.
 
     Args:
       scene: its split says which pairs of shape and colour may be named.
       count: how many.
 
     Returns:
-      The questions in random order; half of those that ask whether something exists are answered yes, half no.
+      The questions in random order. Those that ask whether something exists are as likely answered yes as no.
     """
     numbers = scene.random("questions")
     candidates = _candidates(scene, SPLITS[scene.split].named, numbers)
     chosen = [candidates[kind].pop() for kind in KINDS if candidates[kind]]
-    scarce = candidates["colour"] + candidates["shape"]
-    rest = candidates["count_shape"] + candidates["count_colour"] + candidates["exists"]
-    numbers.shuffle(scarce)
-    numbers.shuffle(rest)
-    chosen = (chosen + scarce + rest)[:count]
+    for stand_ins in (("colour", "shape"), ("count_shape", "count_colour", "exists")):
+        left = [question for kind in stand_ins for question in candidates[kind]]
+        chosen += numbers.sample(left, min(len(left), max(0, count - len(chosen))))
     numbers.shuffle(chosen)
     return chosen

@@ -11,6 +11,7 @@ the other. The header holds a SHA-256 of every medium.
 from __future__ import annotations
 
 import bisect
+import functools
 import hashlib
 import itertools
 import json
@@ -35,9 +36,13 @@ def _pack_turns(turns: Sequence[Turn]) -> list:
     return [[turn.role, [part.medium if part.text is None else part.text for part in turn.parts]] for turn in turns]
 
 
+@functools.lru_cache(maxsize=1 << 14)  # questions and answers repeat, and making a frozen dataclass is what decoding costs
+def _part(piece: str | int) -> Part:
+    return Part(piece) if isinstance(piece, str) else Part(medium=piece)
+
+
 def _unpack_turns(turns: list) -> tuple[Turn, ...]:
-    parts = lambda pieces: tuple([Part(piece) if isinstance(piece, str) else Part(None, piece) for piece in pieces])  # noqa: E731
-    return tuple([Turn(role, parts(pieces)) for role, pieces in turns])
+    return tuple([Turn(role, tuple(map(_part, pieces))) for role, pieces in turns])
 
 
 def encode_example(example: Example) -> bytes:
@@ -55,7 +60,7 @@ def encode_example(example: Example) -> bytes:
     media = []
     for index, medium in enumerate(example.media):
         if isinstance(medium.data, np.ndarray):
-            raise ValueError(f"example {example.id!r}: medium {index} is decoded; records store encoded files (PNG, JPEG, FLAC, …)")
+            raise ValueError(f"example {example.id!r}: medium {index} is decoded; records store encoded files (PNG, FLAC, …)")
         digest = hashlib.sha256(medium.data).hexdigest()
         if medium.sha256 not in ("", digest):
             raise ValueError(f"example {example.id!r}: medium {index} has SHA-256 {digest}, but states {medium.sha256}")
@@ -175,7 +180,8 @@ def _read_info(path: Path) -> _Info:
         raise UserError(f"{path} is no prepared data set (it has no {file.name}); make it with: {command.format(path.name)}")
     try:
         info = json.loads(file.read_text())
-        return _Info(info["name"], {split["name"]: split for split in info["splits"]}, f"make it again with: {command.format(info['name'])}")
+        remedy = f"make it again with: {command.format(info['name'])}"
+        return _Info(info["name"], {split["name"]: split for split in info["splits"]}, remedy)
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{file} is damaged ({error!r}); make it again with: {command.format(path.name)}") from None
 
@@ -233,7 +239,7 @@ def open_source(path: str | Path, split: str, limit: int = 0) -> Source:
 
 
 def fingerprint(path: str | Path, split: str) -> str:
-    """Hex digest of a split's shards: their names, sizes and record counts. Changes when the data set is replaced by another."""
+    """Hex digest of a split's shards: their names, sizes and record counts. It tells one data set from another."""
     paths, lengths, remedy = _shards(Path(path), split)
     try:
         facts = [[shard.name, shard.stat().st_size, length] for shard, length in zip(paths, lengths, strict=True)]
