@@ -14,9 +14,12 @@ import types
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
+from ml_collections import ConfigDict
+
 from mmjax.types.errors import UserError
 
 T = TypeVar("T")
+Folder = Mapping | ConfigDict  # a ConfigDict is no Mapping
 
 _WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", type(None): "None"}
 
@@ -37,7 +40,7 @@ def suggest(name: str, known: Iterable[str]) -> str:
     return f"; did you mean {lower[near[0]]!r}?" if near else f"; there is {', '.join(known) or 'none'}"
 
 
-def from_config(cls: type[T], config: Mapping[str, Any], path: str = "config") -> T:
+def from_config(cls: type[T], config: Any, path: str = "config") -> T:
     """Converts a nested mapping into a dataclass, by the type hints of its fields.
 
     A whole number written as a float (1e3) passes for an int. In `dict[str, X]` with a dataclass X that has a field
@@ -46,7 +49,7 @@ def from_config(cls: type[T], config: Mapping[str, Any], path: str = "config") -
 
     Args:
       cls: a dataclass; nested dataclasses, dict, tuple, list, Literal, unions, scalars and Any are understood.
-      config: ConfigDict or dict.
+      config: ConfigDict or dict; anything else is an error of the user's.
       path: what to call the config in messages, for example "--config".
 
     Returns:
@@ -55,7 +58,7 @@ def from_config(cls: type[T], config: Mapping[str, Any], path: str = "config") -
     Raises:
       UserError: one line with the dotted path of an unknown or missing key, a wrong type or a refused value.
     """
-    if not isinstance(config, Mapping) and not hasattr(config, "items"):
+    if not isinstance(config, Folder):
         raise UserError(f"{path}: expected a mapping with the fields of {cls.__name__}, got {_show(config)}")
     hints = get_type_hints(cls)
     fields = {field.name: field for field in dataclasses.fields(cls) if field.init}  # type: ignore[arg-type]
@@ -84,7 +87,7 @@ def _mismatch(expected: str, value: Any, path: str) -> UserError:
 
 def _plain(value: Any) -> Any:
     """An untyped value: mappings become dicts, sequences tuples."""
-    if hasattr(value, "items"):
+    if isinstance(value, Folder):
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return tuple(_plain(item) for item in value)
@@ -124,21 +127,21 @@ def _convert_union(options: Sequence[Any], value: Any, path: str) -> Any:
 
 
 def _convert_dict(item: Any, value: Any, path: str) -> dict[str, Any]:
-    if not hasattr(value, "items"):
+    if not isinstance(value, Folder):
         raise _mismatch("a mapping", value, path)
     named = dataclasses.is_dataclass(item) and any(field.name == "name" for field in dataclasses.fields(item))
     if get_origin(item) is dict:
         value = dict(_leaves(value))
     return {
-        str(key): _convert(item, {"name": key, **entry} if named and hasattr(entry, "items") else entry, f"{path}.{key}")
+        str(key): _convert(item, {"name": key, **entry} if named and isinstance(entry, Folder) else entry, f"{path}.{key}")
         for key, entry in value.items()
     }
 
 
-def _leaves(folder: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def _leaves(folder: Folder, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """The entries of a mapping, folders (non-empty mappings of mappings) opened."""
     for key, value in folder.items():
-        if hasattr(value, "items") and len(value) and all(hasattr(inner, "items") for inner in value.values()):
+        if isinstance(value, Folder) and len(value) and all(isinstance(inner, Folder) for inner in value.values()):
             yield from _leaves(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
@@ -177,17 +180,20 @@ def to_dict(config: Any) -> Any:
     """
     if dataclasses.is_dataclass(config):
         return {field.name: to_dict(getattr(config, field.name)) for field in dataclasses.fields(config)}
-    if hasattr(config, "items"):
+    if isinstance(config, Folder):
         return {str(key): to_dict(value) for key, value in config.items()}
     if isinstance(config, list | tuple):
         return [to_dict(value) for value in config]
     return config
 
 
-def _flat(value: Any, path: str = "") -> dict[str, str]:
+def _flat(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
+    """The leaves of a plain config as (dotted path, JSON)."""
     if isinstance(value, dict) and value:
-        return {inner: text for key, item in value.items() for inner, text in _flat(item, f"{path}.{key}" if path else key).items()}
-    return {path: json.dumps(value)}
+        for key, item in value.items():
+            yield from _flat(item, f"{path}.{key}" if path else key)
+    else:
+        yield path, json.dumps(value)
 
 
 def to_text(config: Any) -> str:
@@ -199,7 +205,7 @@ def to_text(config: Any) -> str:
     Returns:
       The lines, each with its newline.
     """
-    return "".join(f"{path} = {text}\n" for path, text in sorted(_flat(to_dict(config)).items()))
+    return "".join(f"{path} = {text}\n" for path, text in sorted(_flat(to_dict(config))))
 
 
 def diff(old: Any, new: Any) -> list[str]:
@@ -211,7 +217,7 @@ def diff(old: Any, new: Any) -> list[str]:
     Returns:
       "dotted.path: old -> new" for every setting that differs, sorted; a side that lacks it reads "(absent)".
     """
-    before, after = _flat(to_dict(old)), _flat(to_dict(new))
+    before, after = dict(_flat(to_dict(old))), dict(_flat(to_dict(new)))
     return [
         f"{path}: {before.get(path, '(absent)')} -> {after.get(path, '(absent)')}"
         for path in sorted(before.keys() | after.keys())

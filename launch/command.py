@@ -1,0 +1,165 @@
+"""What the commands share: flags, the config with its overrides, and exit codes.
+
+Exit codes: 0 done, 2 a mistake that the user can mend (one line on stderr, no traceback), 130 after Ctrl-C; a SIGTERM that
+saved ends a training run with 143. Nothing here imports JAX, so that a mistyped flag is answered at once.
+"""
+
+from __future__ import annotations
+
+import errno
+import re
+import sys
+import traceback
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from absl import app, flags
+from ml_collections import ConfigDict, config_flags
+
+from mmjax.data.config import SourceConfig
+from mmjax.training.stage import Experiment
+from mmjax.types.config import from_config, read_literal, suggest, to_dict
+from mmjax.types.errors import UserError
+
+FLAGS = flags.FLAGS
+
+
+def run(main: Callable[[], None], *, config: bool = False) -> None:
+    """Parses the flags, runs a command and ends the process with its exit code.
+
+    Args:
+      main: the command. It raises UserError for what the user can mend.
+      config: the command reads `--config=FILE.py[:argument]` and its overrides `--config.path.to.key=value`.
+    """
+    try:
+        app.run(lambda _: main(), flags_parser=_parse_with_config if config else _parse)
+    except UserError as error:
+        sys.exit(_complain(str(error)))
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        sys.exit(_complain(f"the disk is full ({error.filename or error}): free some space and give the same command again"))
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def experiment() -> Experiment:
+    """The resolved config of the command line.
+
+    Raises:
+      UserError: see `mmjax.types.config.from_config`.
+    """
+    return from_config(Experiment, FLAGS.config, "--config")
+
+
+def check_model(flag: str, directory: str) -> None:
+    """Raises UserError unless a directory can be a run's workdir or a saved model.
+
+    Args:
+      flag: the flag that named it, for the message.
+      directory: what it named.
+    """
+    if not (Path(directory) / "config.json").is_file():
+        what = "has no config.json: it is neither a run nor a saved model" if Path(directory).is_dir() else "no such directory"
+        raise UserError(f"--{flag}={directory}: {what}; name the --workdir of a training run")
+
+
+def prepare_missing(sources: Iterable[SourceConfig]) -> None:
+    """Builds the data sets whose directory is missing and whose builder is known."""
+    for path, builder in dict.fromkeys((source.path, source.builder) for source in sources):
+        if builder and not Path(path).exists():
+            import data_pipelines
+
+            data_pipelines.prepare(builder, path)
+
+
+def _complain(message: str) -> int:
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    return 2
+
+
+def _parse(arguments: list[str]) -> list[str]:
+    try:
+        rest = FLAGS(arguments)
+    except flags.Error as error:
+        raise UserError(f"{error}; --help lists the flags") from None
+    if rest[1:]:
+        raise UserError(f"unexpected argument {rest[1]!r}: flags are written --name=value, and --help lists them")
+    return rest
+
+
+class _Literal(flags.ArgumentParser):
+    """Reads any Python literal: which type a setting takes is for its dataclass to say."""
+
+    def parse(self, argument: Any) -> Any:
+        return read_literal(argument) if isinstance(argument, str) else argument
+
+
+def _parse_with_config(arguments: list[str]) -> list[str]:
+    """Loads the config, fills in every default, defines a flag for every override, and parses."""
+    spec, arguments = _take_config(arguments)
+    config = load_config(spec)
+    filled = to_dict(from_config(Experiment, config, spec))
+    filled["parts"] = config["parts"]  # free-form: its keys are the file's, nested as there
+    config = ConfigDict(filled, type_safe=False)
+    for kind in (int, float, list, tuple, type(None)):
+        config_flags.register_flag_parser_for_type(kind, _Literal())
+    for argument in arguments:
+        if match := re.match(r"--?(?:no)?config\.([^=]+)", argument):
+            _check_key(config, match[1])
+    config_flags.DEFINE_config_dict("config", config, "The experiment.", sys_argv=arguments)
+    return _parse(arguments)
+
+
+def _take_config(arguments: list[str]) -> tuple[str, list[str]]:
+    """Splits `--config=SPEC` (or `--config SPEC`) from the other arguments."""
+    for i, argument in enumerate(arguments):
+        name, equals, spec = argument.partition("=")
+        if name in ("--config", "-config"):
+            end = i + 1 if equals else i + 2
+            return spec or " ".join(arguments[i + 1 : end]), arguments[:i] + arguments[end:]
+    if any(argument.lstrip("-") in ("help", "helpshort", "helpfull") for argument in arguments):
+        _parse(arguments)  # prints the help and exits
+    raise UserError("--config is missing: name a config file, for example --config=experiments/blip2/shapes.py")
+
+
+def load_config(spec: str) -> ConfigDict:
+    """Runs the `get_config` of a config file.
+
+    Args:
+      spec: "FILE.py" or "FILE.py:argument".
+
+    Returns:
+      What `get_config()` or `get_config(argument)` gives.
+
+    Raises:
+      UserError: no such file, or the file fails.
+    """
+    path, _, argument = spec.partition(":")
+    if not Path(path).is_file():
+        files = [str(file) for file in Path("experiments").rglob("*.py") if file.name != "__init__.py"]
+        raise UserError(f"--config={spec}: there is no file {path!r}{suggest(path, files)}")
+    scope: dict[str, Any] = {"__name__": "config", "__file__": path}
+    try:
+        exec(compile(Path(path).read_text(), path, "exec", dont_inherit=True), scope)
+        if "get_config" not in scope:
+            raise UserError(f"{path} defines no get_config()")
+        return scope["get_config"](*filter(None, [argument]))
+    except UserError as error:
+        raise UserError(f"--config={spec}: {error}") from None
+    except Exception as error:
+        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == path]
+        where = f"{path}, line {lines[-1]}" if lines else path
+        raise UserError(f"--config={spec}: {where}: {type(error).__name__}: {error}") from None
+
+
+def _check_key(config: Any, path: str) -> None:
+    """Raises UserError when a dotted path leads nowhere."""
+    known = "--config"
+    for key in path.split("."):
+        if not isinstance(config, ConfigDict):
+            raise UserError(f"--config.{path}: {known} is a single value, it has no key {key!r}")
+        if key not in config:
+            raise UserError(f"--config.{path}: {known} has no key {key!r}{suggest(key, config)}")
+        config, known = config[key], f"{known}.{key}"

@@ -1,0 +1,34 @@
+"""Answers once: `python -m launch.generate --model=DIR --prompt=TEXT [--image=F]…`; the answer is written to stdout.
+
+DIR is a run's workdir or a model in Hugging Face layout. The images come before the text, in the order given.
+"""
+
+from __future__ import annotations
+
+from absl import flags
+
+from launch import command
+from mmjax.data.media.image import decode_image
+
+MODEL = flags.DEFINE_string("model", None, "directory of a run or of a saved model", required=True)
+PROMPT = flags.DEFINE_string(
+    "prompt", None, 'the text, for example "Question: How many diamonds are there? Answer:"', required=True
+)
+IMAGE = flags.DEFINE_multi_string("image", [], "picture file; may be repeated")
+MAX_NEW_TOKENS = flags.DEFINE_integer("max_new_tokens", 32, "longest answer in tokens", lower_bound=1)
+NUM_BEAMS = flags.DEFINE_integer("num_beams", 1, "beams of the search; 1 = greedy", lower_bound=1)
+
+
+def main() -> None:
+    command.check_model("model", MODEL.value)
+    images = [decode_image(path) for path in IMAGE.value]
+    import mmjax
+
+    model = mmjax.from_pretrained(MODEL.value)
+    options = {"max_new_tokens": MAX_NEW_TOKENS.value, "num_beams": NUM_BEAMS.value}
+    [answer] = mmjax.generate(model, [PROMPT.value], images=[images] if images else None, **options)
+    print(answer)
+
+
+if __name__ == "__main__":
+    command.run(main)

@@ -1,0 +1,31 @@
+"""Trains: `python -m launch.train --config=F.py[:argument] --workdir=DIR [--stage=S] [--config.x.y=value]`.
+
+The same command again resumes. Data sets that the config names a builder for are prepared first when they are missing.
+"""
+
+from __future__ import annotations
+
+from absl import flags
+
+from launch import command
+from mmjax.types.config import suggest
+from mmjax.types.errors import UserError
+
+WORKDIR = flags.DEFINE_string("workdir", None, "directory that holds everything of the run", required=True)
+STAGE = flags.DEFINE_string("stage", None, "train this stage only; those before it must be finished")
+
+
+def main() -> None:
+    experiment = command.experiment()
+    stages = experiment.stages
+    if STAGE.value is not None and STAGE.value not in stages:
+        raise UserError(f"--stage={STAGE.value}: the config has no such stage{suggest(STAGE.value, stages)}")
+    command.prepare_missing(source for stage in stages.values() for source in stage.data.mixture.values())
+    command.prepare_missing(evaluation.source for evaluation in experiment.evaluations.values())
+    import mmjax
+
+    mmjax.train(experiment, WORKDIR.value, stage=STAGE.value)
+
+
+if __name__ == "__main__":
+    command.run(main, config=True)

@@ -1,0 +1,56 @@
+"""Runs commands as a user does."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+CONFIG = """
+from mmjax.types.config import parse_arg
+
+
+def get_config(arg=""):
+    arg = parse_arg(arg, width=8)
+    data = {"mixture": {"shapes": {"path": "nowhere"}}, "rows": 8, "length": 16}
+    stage = {"steps": 5, "objective": {"name": "language_modelling"}, "data": data, "optimizer": {"learning_rate": 1e-3}}
+    parts = {"llm": {"family": "opt", "width": arg.width}, "encoders": {"image": {"family": "vit", "width": arg.width}}}
+    return {"name": "n", "system": "blip2", "parts": parts, "tokenizers": {"llm": "t"}, "stages": {"vqa": stage}}
+"""
+
+
+@pytest.fixture
+def config_file(tmp_path) -> Path:
+    """A config file that trains nothing."""
+    path = tmp_path / "config.py"
+    path.write_text(CONFIG)
+    return path
+
+
+@pytest.fixture
+def refusal():
+    """Runs `python -m launch.VERB …`, checks that it is refused as a user's mistake, and gives its one line.
+
+    JAX is made unimportable, and the time is short: a mistake has to be found before anything heavy starts.
+    """
+
+    def run(verb: str, *arguments: str) -> str:
+        module = f"launch.{verb}"
+        start = (
+            f"import sys, runpy; sys.modules['jax'] = None; runpy.run_module({module!r}, run_name='__main__', alter_sys=True)"
+        )
+        began = time.monotonic()
+        done = subprocess.run([sys.executable, "-c", start, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=60)
+        seconds = time.monotonic() - began
+        assert done.returncode == 2, done.stderr
+        assert not done.stdout
+        assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1, done.stderr
+        assert seconds < 3, f"{seconds:.1f} s"
+        return done.stderr.removeprefix("error: ").rstrip("\n")
+
+    return run
