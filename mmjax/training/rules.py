@@ -35,7 +35,7 @@ def match_rules(
     """
     for pattern, _ in rules:
         if not any(re.fullmatch(pattern, path) for path in specs):
-            raise UserError(f"{flag}: rule {pattern!r} matches no parameter; nearest are {', '.join(nearest(pattern, specs))}")
+            raise UserError(f"{flag}: rule '{pattern}' matches no parameter; nearest are {', '.join(nearest(pattern, specs))}")
     fallback: Callable[[ParameterSpec], Any] = default if callable(default) else lambda spec: default
     return {
         path: next((value for pattern, value in rules if re.fullmatch(pattern, path)), None)

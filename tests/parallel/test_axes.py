@@ -1,0 +1,73 @@
+"""The table of logical axes, applied to shapes."""
+
+from __future__ import annotations
+
+import pytest
+from jax.sharding import PartitionSpec as P
+
+from mmjax.layers.parameters import ParameterSpec
+from mmjax.parallel.axes import batch_sharding, batch_shards, replicated, replicated_leaves, shardings
+from mmjax.parallel.mesh import make_mesh
+from mmjax.types import UserError
+
+
+def spec(shape, *axes):
+    return ParameterSpec(shape, "float32", axes)
+
+
+def place(shape, *axes, override=None, **mesh):
+    overrides = {} if override is None else {"leaf": override}
+    return shardings({"leaf": spec(shape, *axes)}, make_mesh(mesh), overrides, stage="vqa")["leaf"].spec
+
+
+@pytest.mark.parametrize(
+    ("shape", "axes", "mesh", "expected"),
+    [
+        ((16, 32), ("embed", "ffn"), {"fsdp": 4, "tensor": 2}, P("fsdp", "tensor")),
+        ((16, 256), ("embed", "ffn"), {"fsdp": 4, "tensor": 2}, P(None, ("fsdp", "tensor"))),
+        ((3, 16, 32), ("layers", "embed", "ffn"), {"fsdp": 4, "tensor": 2}, P(None, "fsdp", "tensor")),
+        ((8, 3), ("layers", None), {"fsdp": 8}, P(None, None)),
+        ((64, 16), ("vocab", "embed"), {"fsdp": 4, "tensor": 2}, P(("fsdp", "tensor"), None)),
+        ((6, 16), ("vocab", "embed"), {"fsdp": 4, "tensor": 2}, P("tensor", "fsdp")),
+        ((24, 40), (None, "embed"), {"fsdp": 8}, P(None, "fsdp")),
+        ((8, 8), ("heads", "ffn"), {"tensor": 8}, P("tensor", None)),
+        ((), (), {"fsdp": 8}, P()),
+        ((16, 32), ("embed", "ffn"), {"replica": 8}, P(None, None)),
+    ],
+)
+def test_table(shape, axes, mesh, expected):
+    assert place(shape, *axes, **mesh) == expected
+
+
+def test_tensor_must_divide_and_says_what_and_where():
+    with pytest.raises(UserError, match=r"leaf: dimension 'kv_heads' of size 6 .* 'tensor|tensor of size 4.*vqa\.mesh\.tensor"):
+        place((16, 6), "embed", "kv_heads", fsdp=2, tensor=4)
+
+
+def test_fsdp_that_divides_nothing_replicates_and_is_reported():
+    mesh = make_mesh({"fsdp": 8})
+    placement = shardings({"a": spec((6, 12), "embed", "embed"), "b": spec((16,), None), "c": spec(())}, mesh)
+    assert placement["a"].spec == P(None, None) and replicated_leaves(placement) == ("a", "c")
+    assert replicated_leaves(shardings({"a": spec((6,), None)}, make_mesh({"tensor": 8}))) == ()
+
+
+def test_an_override_counts_the_dimensions_of_one_layer():
+    leaf = ((3, 16, 32), "layers", "embed", "ffn")
+    assert place(*leaf, override=[None, ["fsdp", "tensor"]], fsdp=4, tensor=2) == P(None, None, ("fsdp", "tensor"))
+    assert place(*leaf, override=[None, None], fsdp=4, tensor=2) == P(None, None, None)
+    for wrong, words in ((["fsdp"], "2 dimensions"), (["data", None], "expected each"), (["fsdp", "fsdp"], "at most once")):
+        with pytest.raises(UserError, match=words):
+            place(*leaf, override=wrong, fsdp=4, tensor=2)
+    with pytest.raises(UserError, match="size 3 is not divisible"):
+        place((3,), None, override=["fsdp"], fsdp=8)
+
+
+def test_an_axis_without_a_row_in_the_table_is_a_mistake_of_ours():
+    with pytest.raises(ValueError, match="unknown logical axis 'head'"):
+        place((8,), "head", fsdp=8)
+
+
+def test_batches_and_scalars():
+    mesh = make_mesh({"replica": 2, "fsdp": 2, "tensor": 2})
+    assert batch_sharding(mesh).spec == P(("replica", "fsdp")) and batch_shards(mesh) == 4
+    assert replicated(mesh).is_fully_replicated
