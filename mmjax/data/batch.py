@@ -106,13 +106,8 @@ def assemble(
     queries = Queries(np.full((b, m, u), shape.query_pad_id, np.int32), np.zeros((b, m, u), bool), np.zeros((b, m), np.int32))
 
     for row, items in enumerate(rows):
-        used = [sum(size) for size in zip(*(item_size(item.segments, shape) for item in items), strict=True)] or [0, 0, 0]
-        if any(size > room for size, room in zip(used, capacity(shape), strict=True)):
-            raise UserError(
-                f"row of {[item.id for item in items]} needs (length, media, queries) = {tuple(used)}, "
-                f"there is room for {capacity(shape)}"
-            )
-        start = t - used[0] if left else 0
+        _check_room(items, shape)
+        start = t - len(items[0].segments[0].tokens) if left else 0
         medium, query, number = 0, 0, 0
         for item in items:
             slot_of = {index: medium + number for number, index in enumerate(item.images)} if n else {}
@@ -141,7 +136,7 @@ def assemble(
                         text.loss_weights[row, start : end - 1] = segment.weights[1:]
                     text.positions[row, start:end] = np.arange(len(segment.tokens))
                     text.segments[row, start:end] = number
-                    _place_features(feature_index[row, start:end], segment, rows_of_features, shape.soft_tokens, item.id)
+                    feature_index[row, start:end] = _feature_rows(segment, rows_of_features, shape.soft_tokens, item.id)
                     if prior and segment.answer > 0:
                         prior_index[row, start + segment.answer - 1] = prior.get(segment.prompt, 0)
                     start = end
@@ -155,14 +150,21 @@ def assemble(
     )
 
 
-def _place_features(target: np.ndarray, segment: TokenisedSegment, rows: Sequence[int], soft_tokens: int, name: str) -> None:
-    """Writes the rows of the connector's outputs that stand at the positions of one segment."""
-    placeholders = segment.features >= 0
-    count = int(placeholders.sum())
-    if count != len(rows) * soft_tokens:
+def _check_room(items: Sequence[Item], shape: BatchShape) -> None:
+    """Raises when the items of a row need more than it holds."""
+    used = tuple(np.sum([item_size(item.segments, shape) for item in items], axis=0).tolist()) if items else (0, 0, 0)
+    if any(size > room for size, room in zip(used, capacity(shape), strict=True)):
         raise UserError(
-            f"example {name!r}: {count} placeholders in the text, but {len(rows)} media x {soft_tokens} soft tokens; "
-            "check data.media and data.soft_tokens"
+            f"row of {[item.id for item in items]} needs (length, media, queries) = {used}, there is room for {capacity(shape)}"
         )
-    if count:
-        target[placeholders] = (np.asarray(rows)[:, None] * soft_tokens + np.arange(soft_tokens)).ravel()
+
+
+def _feature_rows(segment: TokenisedSegment, rows: Sequence[int], soft_tokens: int, name: str) -> np.ndarray:
+    """The row of the connector's outputs that stands at each position of a segment, −1 = text."""
+    if segment.placeholders != len(rows) * soft_tokens:
+        raise UserError(
+            f"example {name!r}: {segment.placeholders} placeholders in the text, but {len(rows)} media x {soft_tokens} soft "
+            "tokens; check data.media and data.soft_tokens"
+        )
+    table = [row * soft_tokens + j for row in rows for j in range(soft_tokens)]
+    return np.array([*table, -1], np.int32)[segment.features]  # −1 picks the last

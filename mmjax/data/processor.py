@@ -33,6 +33,7 @@ class TokenisedSegment:
       tokens: ids, the pad id where a soft token stands.
       weights: loss weight of each token as a target.
       features: number of the soft token that stands at a position, counted through the segment's media, −1 = text.
+      placeholders: how many positions are soft tokens.
       media: indices of the example's media, in the order of their slots.
       query: ids that the connector reads with each of the media, empty = none.
       prompt: the query's text, by which answer priors are found.
@@ -42,6 +43,7 @@ class TokenisedSegment:
     tokens: Int[np.ndarray, "t"]
     weights: Float[np.ndarray, "t"]
     features: Int[np.ndarray, "t"]
+    placeholders: int
     media: tuple[int, ...]
     query: tuple[int, ...]
     prompt: str
@@ -141,7 +143,7 @@ class Processor:
         for array in arrays:
             array.setflags(write=False)
         query = () if segment.query is None or not self.query_length else self.encode_query(segment.query)
-        return TokenisedSegment(*arrays, tuple(media), query, segment.query or "", answer)
+        return TokenisedSegment(*arrays, len(media) * self.soft_tokens, tuple(media), query, segment.query or "", answer)
 
     def image(self, medium: Medium, name: str) -> np.ndarray:
         """Decodes and resizes an image to uint8 [image_size, image_size, 3]; `name` is what errors call it."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import functools
 import hashlib
 from collections.abc import Callable, Iterator
 from typing import Literal
@@ -111,7 +112,7 @@ def single_questions(example: Example) -> list[Example]:
 def verbatim(example: Example) -> Segment:
     """The segment of a free prompt: all media, then the last user turn's text as it stands."""
     question, media, _ = _last(example)
-    return Segment((*map(MediumSlot, media), Special("bos"), Piece(question)), query=question)
+    return _ask(question, media, None)
 
 
 def _last(example: Example) -> tuple[str, tuple[int, ...], str | None]:
@@ -137,26 +138,30 @@ def _answer(example: Example, question: str, answer: str | None) -> str:
     return answer
 
 
+@functools.lru_cache(16384)  # questions and answers repeat
+def _ask(prompt: str, media: tuple[int, ...], answer: str | None) -> Segment:
+    parts = (*map(MediumSlot, media), Special("bos"), Piece(prompt))
+    if answer is None:
+        return Segment(parts, query=prompt)
+    return Segment((*parts, Piece(f" {answer}", 1.0), Special("eos", 1.0)), query=prompt, answer=len(parts))
+
+
 def _questions(*formats: str) -> Template:
     """Visual question answering: every question is its own segment; loss on the answer and the end token."""
 
-    def head(example, seed, number, question, media):
-        text = formats[draw(example.id, seed, number) % len(formats)] if len(formats) > 1 else formats[0]
-        text = text.format(question=question)
-        return (*map(MediumSlot, media), Special("bos"), Piece(text)), text
+    def text(example: Example, seed: int, number: int, question: str) -> str:
+        chosen = draw(example.id, seed, number) % len(formats) if len(formats) > 1 else 0
+        return formats[chosen].format(question=question)
 
     def segments(example: Example, seed: int) -> list[Segment]:
-        rendered = []
-        for number, (question, media, answer) in enumerate(exchanges(example)):
-            parts, text = head(example, seed, number, question, media)
-            tail = (Piece(f" {_answer(example, question, answer)}", 1.0), Special("eos", 1.0))
-            rendered.append(Segment(parts + tail, query=text, answer=len(parts)))
-        return rendered
+        return [
+            _ask(text(example, seed, number, question), media, _answer(example, question, answer))
+            for number, (question, media, answer) in enumerate(exchanges(example))
+        ]
 
     def prompt(example: Example, seed: int) -> Segment:
         question, media, _ = _last(example)
-        parts, text = head(example, seed, len(list(exchanges(example))) - 1, question, media)
-        return Segment(parts, query=text)
+        return _ask(text(example, seed, len(list(exchanges(example))) - 1, question), media, None)
 
     return Template(segments, prompt)
 

@@ -7,7 +7,7 @@ import io
 import numpy as np
 import pytest
 from PIL import Image
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from mmjax.data.config import DataConfig, SourceConfig
@@ -19,10 +19,8 @@ WORDS = "a red blue square circle on the left . question : answer how many what 
 
 
 def make_tokenizer(words=WORDS) -> PreTrainedTokenizerFast:
-    from tokenizers.normalizers import Lowercase
-
     tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(SPECIAL + list(words))}, unk_token="<unk>"))
-    tokenizer.normalizer = Lowercase()
+    tokenizer.normalizer = normalizers.Lowercase()
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
@@ -92,3 +90,15 @@ def config():
         soft_tokens=3,
         image_size=8,
     )
+
+
+@pytest.fixture(scope="session")
+def sources():
+    """Makes an `open_source` over lists of examples."""
+    return Sources
+
+
+@pytest.fixture(scope="session")
+def example():
+    """Makes an example: (number, questions, image bytes)."""
+    return make_example

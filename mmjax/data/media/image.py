@@ -17,7 +17,7 @@ from mmjax.types import UserError
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF")
 MAX_PIXELS = 32_000_000
-ORIENTATION = 0x0112  # EXIF tag
+EXIF = {"exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp"}  # where an orientation can be said
 
 Pixels = UInt8[np.ndarray, "height width 3"]
 
@@ -91,11 +91,12 @@ def _read(path: str, name: str) -> bytes:
 
 
 def _rgb(image: Image.Image) -> np.ndarray:
-    if image.getexif().get(ORIENTATION, 1) != 1:
+    image.load()
+    if EXIF & image.info.keys():  # asking costs more than decoding a small picture
         image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I"):  # 16 bits a channel: PIL's own conversion would clip to 255
         image = Image.fromarray((np.asarray(image).astype(np.uint32) >> 8).clip(0, 255).astype(np.uint8))
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return np.asarray(image.convert("RGB"))
+    return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))

@@ -1,0 +1,90 @@
+"""Templates: the text, the weights, and that a prompt is the head of its training segment."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from mmjax.data.templates import TEMPLATES, MediumSlot, Piece, Segment, Special, draw, single_questions, template
+from mmjax.types import Example, Part, Turn, UserError
+
+
+def text(segment: Segment) -> str:
+    return "".join(part.text for part in segment.parts if isinstance(part, Piece))
+
+
+def test_question_answer_learns_the_answer_only(example):
+    first, second = TEMPLATES["question_answer"](example(1))
+    question = "Question: How many blue square ? Answer:"
+    assert first.parts == (MediumSlot(0), Special("bos"), Piece(question), Piece(" 1", 1.0), Special("eos", 1.0))
+    assert first.query == question and first.parts[first.answer] == Piece(" 1", 1.0)
+    assert second.parts[0] == MediumSlot(0), "later questions are about the picture of the first turn"
+
+
+def test_caption_learns_bos_from_the_last_soft_token(example):
+    (segment,) = TEMPLATES["caption"](example(0))
+    assert segment.parts == (MediumSlot(0), Special("bos", 1.0), Piece("A red square on the left .", 1.0), Special("eos", 1.0))
+    assert segment.query is None
+
+
+def test_caption_pair_has_no_text(example):
+    (segment,) = TEMPLATES["caption_pair"](example(0))
+    assert segment.parts == (MediumSlot(0),) and segment.query == "A red square on the left ."
+
+
+def test_text_world_weights(example):
+    segment = TEMPLATES["text_world"](example(0))[1]
+    assert text(segment) == "A red square on the left. Question: How many red square ? Answer: 1"
+    assert [part.weight for part in segment.parts] == [0.0, 0.3, 0.3, 1.0, 1.0]
+    assert not any(isinstance(part, MediumSlot) for part in segment.parts)
+
+
+@pytest.mark.parametrize("name", sorted(TEMPLATES))
+def test_prompt_is_the_head_of_the_training_segment(name, example):
+    segment, prompt = TEMPLATES[name](example(4), 7)[-1], TEMPLATES[name].prompt(example(4), 7)
+    heads = zip(prompt.parts, segment.parts, strict=False)
+    assert all(dataclasses.replace(a, weight=0.0) == dataclasses.replace(b, weight=0.0) for a, b in heads if hasattr(a, "weight"))
+    assert [type(part) for part in prompt.parts] == [type(part) for part in segment.parts[: len(prompt.parts)]]
+    assert prompt.query == segment.query and prompt.answer == -1
+
+
+def test_the_lectures_ten_prompts():
+    one = Example("e", turns=(Turn("user", (Part(text="Is it {red}?"),)), Turn("assistant", (Part(text="no"),))))
+    texts = [text(TEMPLATES[f"vqa_{number}"].prompt(one, 0)) for number in range(1, 11)]
+    assert len(set(texts)) == 10 and all("Is it {red}?" in each for each in texts)
+    assert texts[0] == "Is it {red}?" and texts[8] == 'What is the answer to the following question? "Is it {red}?"'
+
+
+def test_mixed_prompts_depend_on_id_and_seed_only(example):
+    render = TEMPLATES["vqa_mixed"]
+    assert render(example(1), 3) == render(example(1), 3)
+    assert len({text(render(example(i), seed)[0]).replace("blue", "red") for i in range(9) for seed in range(9)}) > 10
+
+
+def test_draw_is_the_same_everywhere():
+    assert draw("a", 1) == draw("a", 1) != draw("a", 2)
+    assert draw(0, "shuffle", "world") == 8482170690242079144
+
+
+def test_single_questions(example):
+    first, second = single_questions(example(2))
+    assert (first.id, second.id) == ("world/train/2#0", "world/train/2#1")
+    assert second.answers == ("3",) and second.meta["kind"] == "count"
+    assert TEMPLATES["question_answer"].prompt(second, 0) == TEMPLATES["question_answer"].prompt(example(2), 0)
+
+
+def test_most_frequent_answer_is_learnt():
+    one = Example("e", turns=(Turn("user", (Part(text="How many?"),)),), answers=("2", "3", "3"))
+    assert TEMPLATES["question_answer"](one)[0].parts[-2] == Piece(" 3", 1.0)
+    assert single_questions(one)[0].answers == ("2", "3", "3")
+
+
+def test_mistakes_name_the_example():
+    with pytest.raises(UserError, match="vqa_mixed"):
+        template("nothing")
+    silent = Example("data/train/3", turns=(Turn("user", (Part(text="How many?"),)),))
+    with pytest.raises(UserError, match="data/train/3"):
+        TEMPLATES["question_answer"](silent)
+    with pytest.raises(UserError, match="data/train/3"):
+        TEMPLATES["caption"](silent)
