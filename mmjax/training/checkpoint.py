@@ -72,8 +72,9 @@ def describe(leaf: Any) -> str:
 
 
 def seal(record: Mapping[str, Any]) -> dict[str, Any]:
-    """The record together with its own SHA-256."""
-    return {"record": record, "sha256": hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()}
+    """A copy of the record, which the caller may go on changing, together with its SHA-256."""
+    text = json.dumps(record, sort_keys=True)
+    return {"record": json.loads(text), "sha256": hashlib.sha256(text.encode()).hexdigest()}
 
 
 def read_record(directory: epath.PathLike) -> dict[str, Any]:
@@ -85,7 +86,7 @@ def read_record(directory: epath.PathLike) -> dict[str, Any]:
     try:
         sealed = json.loads((epath.Path(directory) / "record" / "metadata").read_text())
         record = sealed["record"]
-        if seal(record) == sealed:
+        if seal(record)["sha256"] == sealed["sha256"]:
             return record
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise Damaged(f"its record cannot be read: {error}") from error
@@ -312,10 +313,12 @@ class Checkpoints:
         self.directory.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(self.directory).free
         if free < needed * 1.05:
+            needs, has = (f"{size / 2**20:,.1f} MiB" for size in (needed * 1.05, free))
+            saved = ", ".join(map(str, self.steps())) or "none"
             raise UserError(
-                f"the checkpoint of step {step} needs {needed * 1.05 / 2**20:,.1f} MiB, {self.directory} has "
-                f"{free / 2**20:,.1f} MiB free. Make room, lower --config.checkpoint.keep={self.keep}, or give a --workdir on a larger disk; the steps "
-                f"already saved ({', '.join(map(str, self.steps())) or 'none'}) are intact."
+                f"the checkpoint of step {step} needs {needs}, {self.directory} has {has} free. Make room, lower "
+                f"--config.checkpoint.keep={self.keep}, or give a --workdir on a larger disk; the steps already saved "
+                f"({saved}) are intact."
             )
 
     def _failed(self, error: Exception) -> Exception:

@@ -223,6 +223,16 @@ def test_part_of_a_state(tmp_path):
         restore_leaves(tmp_path / "none", "trainable/", lambda path: device)
 
 
+def test_record_is_a_copy_and_may_hold_nan(tmp_path):
+    checkpoints = Checkpoints(tmp_path)
+    window = [float("nan")]
+    checkpoints.save(1, make_state(), {"window": window})
+    window.append(2.0)
+    checkpoints.close()
+    (value,) = checkpoints.restore(make_state()).record["window"]
+    assert np.isnan(value)
+
+
 def test_record_is_plain_json(tmp_path):
     saved(tmp_path, 4)
     record = json.loads((tmp_path / "4" / "record" / "metadata").read_text())["record"]
