@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -44,13 +44,14 @@ def refusal():
         start = (
             f"import sys, runpy; sys.modules['jax'] = None; runpy.run_module({module!r}, run_name='__main__', alter_sys=True)"
         )
-        began = time.monotonic()
+        before = os.times()
         done = subprocess.run([sys.executable, "-c", start, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=60)
-        seconds = time.monotonic() - began
+        after = os.times()
+        seconds = after.children_user + after.children_system - before.children_user - before.children_system
         assert done.returncode == 2, done.stderr
         assert not done.stdout
         assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1, done.stderr
-        assert seconds < 3, f"{seconds:.1f} s"
+        assert seconds < 3, f"{seconds:.1f} s of processor time"
         return done.stderr.removeprefix("error: ").rstrip("\n")
 
     return run
