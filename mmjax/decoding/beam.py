@@ -86,7 +86,7 @@ def start(module: Any, batch: Batch, seeds: Int[Array, "b"], options: DecodingOp
     # All beams are alike before the first token: only the first one may be continued.
     running = empty._replace(scores=empty.scores.at[:, 0].set(0.0))
     copies = jnp.repeat(jnp.arange(rows), beams)
-    state = State(reader.take(copies), running, empty, jnp.ones(rows, bool), jnp.zeros((), jnp.int32), seeds)
+    state = State(reader.take(copies), running, empty, ~steps.is_empty(batch), jnp.zeros((), jnp.int32), seeds)
     return extend(state, logits[copies], options, knobs)
 
 

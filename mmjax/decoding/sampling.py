@@ -49,7 +49,7 @@ def start(module: Any, batch: Batch, seeds: Int[Array, "b"], options: DecodingOp
         jnp.full(shape, options.pad_token_id, jnp.int32),
         jnp.zeros(shape, jnp.float32),
         jnp.zeros(shape[0], jnp.int32),
-        jnp.zeros(shape[0], bool),
+        steps.is_empty(batch),
         jnp.zeros((), jnp.int32),
         seeds,
     )

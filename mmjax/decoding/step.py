@@ -117,3 +117,8 @@ def row_keys(seeds: Int[Array, "b"], step: Int[Array, ""] | int) -> Array:
 def is_end(tokens: Int[Array, "..."], options: DecodingOptions) -> Bool[Array, "..."]:
     """Which tokens end an answer."""
     return jnp.isin(tokens, jnp.array(options.eos_token_id, jnp.int32))
+
+
+def is_empty(batch: Batch) -> Bool[Array, "b"]:
+    """Rows that hold no prompt."""
+    return ~(batch.text.segments > 0).any(axis=1)

@@ -16,6 +16,7 @@ from mmjax.decoding.search import Searcher
 from mmjax.layers.parameters import define
 from mmjax.llms.opt import OPT, OPTConfig
 from mmjax.types import Batch, Text
+from tests.decoding.world import make_model
 
 SIZES = dict(vocab=40, width=16, layers=2, heads=2, ffn=32, max_positions=64)
 
@@ -97,3 +98,9 @@ def toy():
         prompts=prompts,
         forward=forward,
     )
+
+
+@pytest.fixture(scope="session")
+def model():
+    """A tiny BLIP-2."""
+    return make_model()

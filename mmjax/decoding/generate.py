@@ -1,0 +1,193 @@
+"""`generate`: from examples to answers."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import dataclasses
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from mmjax.decoding.inputs import as_examples, batched, bucket
+from mmjax.decoding.options import DecodingOptions
+from mmjax.decoding.search import Answers, Searcher
+from mmjax.types import Example, UserError
+
+PIECE = 8  # tokens between two looks at the text, when streaming or waiting for a stop string
+
+
+class Answer(str):
+    """The text of an answer, which also carries what it was made of.
+
+    Args:
+      text: without special tokens and outer white space.
+      tokens: ids, the end token included.
+      logprobs: log-probability of each token (see `mmjax.decoding.search.Answers`).
+      media: generated media.
+    """
+
+    tokens: tuple[int, ...]
+    logprobs: np.ndarray
+    media: tuple[Any, ...]
+
+    def __new__(cls, text: str, tokens: Sequence[int] = (), logprobs: Any = (), media: Sequence[Any] = ()):
+        answer = super().__new__(cls, text)
+        answer.tokens = tuple(tokens)
+        answer.logprobs = np.asarray(logprobs, np.float32)
+        answer.media = tuple(media)
+        return answer
+
+    def __getnewargs__(self):
+        return str(self), self.tokens, self.logprobs, self.media
+
+
+def generate(
+    model: Any,
+    examples: Sequence[Example | str] | Example | str,
+    *,
+    images: Sequence[Any] | None = None,
+    audios: Sequence[Any] | None = None,
+    videos: Sequence[Any] | None = None,
+    template: str | None = None,
+    batch_size: int = 64,
+    stream: bool = False,
+    stop_strings: str | Sequence[str] = (),
+    **options: Any,
+) -> list[Answer] | Iterator[str]:
+    """Answers prompts.
+
+    Args:
+      model: a Model.
+      examples: Examples, whose last question is asked, or plain prompts.
+      images, audios, videos: for plain prompts, one list per prompt, placed before its text: paths, bytes, uint8 arrays
+        [height, width, 3] or PIL images.
+      template: entry of `mmjax.data.templates.TEMPLATES` that renders the question; None = the text is the whole prompt.
+      batch_size: rows decoded at once.
+      stream: give an iterator over pieces of the text of one single answer instead.
+      stop_strings: the answer ends before the first of these.
+      **options: fields of DecodingOptions: max_new_tokens, num_beams, do_sample, temperature, top_k, top_p, seed, …
+
+    Returns:
+      One Answer per example, or with `stream` an iterator over text.
+
+    Raises:
+      UserError: unknown or impossible options, unusable media.
+    """
+    asked = as_examples(examples, images=images, audios=audios, videos=videos)
+    chosen = make_options(model, options)
+    stops = (stop_strings,) if isinstance(stop_strings, str) else tuple(stop_strings)
+    if stream:
+        return _stream(model, asked, chosen, template, stops)
+    batches = answer_batches(model, asked, chosen, template=template, batch_size=batch_size, stop_strings=stops)
+    return [answer for batch in batches for answer in batch]
+
+
+def make_options(model: Any, options: dict[str, Any]) -> DecodingOptions:
+    """Checked options, with the tokenizer's end and padding tokens where none are given."""
+    known = [field.name for field in dataclasses.fields(DecodingOptions)]
+    unknown = sorted(set(options) - set(known))
+    if unknown:
+        raise UserError(f"decoding option {unknown[0]!r} is unknown; there are {', '.join(known)}")
+    end = model.processor.llm.eos_token_id
+    return DecodingOptions(**{"eos_token_id": () if end is None else end, "pad_token_id": model.processor.pad_id, **options})
+
+
+def answer_batches(
+    model: Any,
+    examples: Sequence[Example],
+    options: DecodingOptions,
+    *,
+    template: str | None = None,
+    batch_size: int = 64,
+    stop_strings: tuple[str, ...] = (),
+) -> Iterator[list[Answer]]:
+    """Answers examples batch by batch; the next batch is prepared while one is decoded.
+
+    Args:
+      examples: a sequence, read once in order.
+      options: see `make_options`.
+
+    Returns:
+      An iterator over the answers of `batch_size` examples at a time.
+    """
+    searcher = searcher_of(model)
+    rows = bucket(max(len(examples), 1), batch_size)
+
+    def prepare(part: list[Example]) -> tuple[int, Any]:
+        return len(part), model.processor.prompts(part, template, rows=rows)
+
+    with concurrent.futures.ThreadPoolExecutor(1) as thread:
+        parts = batched(examples, batch_size)
+        ready = thread.submit(prepare, next(parts)) if len(examples) else None
+        first = 0
+        while ready is not None:
+            count, batch = ready.result()
+            following = next(parts, None)
+            ready = None if following is None else thread.submit(prepare, following)
+
+            def stopped(answers: Answers, count: int = count) -> np.ndarray:
+                return np.array(
+                    [cut(text, stop_strings) != text for text in _texts(model, answers)[:count]] + [True] * (rows - count)
+                )
+
+            answers = searcher.run(
+                model.parameters,
+                batch,
+                options,
+                seeds=options.seed + first + np.arange(rows),
+                piece=PIECE if stop_strings else 0,
+                stop=stopped if stop_strings else None,
+            )
+            texts = _texts(model, answers)
+            yield [
+                Answer(
+                    cut(texts[row], stop_strings).strip(), answers.tokens[row, :length].tolist(), answers.logprobs[row, :length]
+                )
+                for row, length in enumerate(answers.lengths[:count])
+            ]
+            first += count
+
+
+def searcher_of(model: Any) -> Searcher:
+    """The compiled searches of a model, kept on it."""
+    return model.cache.setdefault("decoding.search", Searcher(model.definition.bind))
+
+
+def cut(text: str, stop_strings: Sequence[str]) -> str:
+    """The text before the first stop string."""
+    return text[: min((text.find(stop) for stop in stop_strings if stop in text), default=len(text))]
+
+
+def _texts(model: Any, answers: Answers) -> list[str]:
+    rows = [tokens[:length] for tokens, length in zip(answers.tokens, answers.lengths, strict=True)]
+    return model.processor.llm.batch_decode(rows, skip_special_tokens=True)
+
+
+def _stream(
+    model: Any, examples: list[Example], options: DecodingOptions, template: str | None, stop_strings: tuple[str, ...]
+) -> Iterator[str]:
+    if len(examples) != 1 or options.num_beams > 1:
+        raise UserError(
+            f"stream=True gives one answer without beams, got {len(examples)} examples and num_beams={options.num_beams}"
+        )
+    batch = model.processor.prompts(examples, template)
+
+    def stopped(answers: Answers) -> np.ndarray:
+        return np.array([cut(text, stop_strings) != text for text in _texts(model, answers)])
+
+    def pieces() -> Iterator[str]:
+        # The end of an unfinished text is held back while it may belong to a character or to a stop string.
+        held = max((len(stop) - 1 for stop in stop_strings), default=0)
+        sent = whole = ""
+        for answers in searcher_of(model).pieces(model.parameters, batch, options, piece=PIECE, stop=stopped):
+            whole = cut(_texts(model, answers)[0], stop_strings).lstrip()
+            sure = whole.rstrip("\ufffd").rstrip()
+            sure = sure[: len(sure) - held] if held else sure
+            if len(sure) > len(sent):
+                yield sure[len(sent) :]
+                sent = sure
+        if rest := whole.rstrip()[len(sent) :]:
+            yield rest
+
+    return pieces()

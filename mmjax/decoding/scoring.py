@@ -1,0 +1,118 @@
+"""`score`: log-probabilities of given continuations, by the forward pass of training."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+from numpy import ndarray
+
+from mmjax.data.batch import BatchShape, Item, assemble, media_of
+from mmjax.data.processor import PROMPT_BUCKET
+from mmjax.data.templates import Piece, Segment, Special, verbatim
+from mmjax.data.templates import template as find_template
+from mmjax.decoding.inputs import as_examples, batched, bucket
+from mmjax.objectives.language_modelling import cross_entropy
+from mmjax.types import Batch, Example, UserError
+
+CHUNK = 128  # positions whose logits exist at once
+
+
+def score(
+    model: Any,
+    examples: Sequence[Example | str] | Example | str,
+    continuations: Sequence[str] | Sequence[Sequence[str]],
+    *,
+    images: Sequence[Any] | None = None,
+    template: str | None = None,
+    batch_size: int = 64,
+    end: bool = True,
+    mean: bool = False,
+) -> Float[ndarray, "..."]:
+    """Log-probabilities of continuations: for ranking, perplexity, preference references.
+
+    Args:
+      model: a Model.
+      examples, images, template: the prompts, as `generate` takes them.
+      continuations: one per example, or a list of candidates per example. Where neither brings white space, a space is
+        put between prompt and continuation.
+      batch_size: rows scored at once.
+      end: count the end token too.
+      mean: divide by the number of tokens.
+
+    Returns:
+      float32 [examples], or [examples, candidates], −inf where an example has fewer candidates.
+
+    Raises:
+      UserError: another number of continuations than of examples.
+    """
+    asked = as_examples(examples, images=images)
+    if isinstance(continuations, str):
+        continuations = [continuations]
+    if len(continuations) != len(asked):
+        raise UserError(f"continuations: expected one per example, {len(asked)} in all, got {len(continuations)}")
+    lists = [[given] if isinstance(given, str) else list(given) for given in continuations]
+    pairs = [(example, text) for example, texts in zip(asked, lists, strict=True) for text in texts]
+    rows = bucket(max(len(pairs), 1), batch_size)
+    forward = model.cache.setdefault("decoding.score", jax.jit(functools.partial(_row_scores, model.definition.bind)))
+
+    values: list[float] = []
+    for part in batched(pairs, batch_size):
+        batch = teacher_batch(model.processor, part, template, rows=rows, end=end)
+        totals, counts = jax.device_get(forward(model.parameters, batch))
+        values += list((totals / np.maximum(counts, 1) if mean else totals)[: len(part)])
+
+    table = np.full((len(asked), max(map(len, lists), default=1)), -np.inf, np.float32)
+    table[[i for i, texts in enumerate(lists) for _ in texts], [j for texts in lists for j in range(len(texts))]] = values
+    return table[:, 0] if all(isinstance(given, str) for given in continuations) else table
+
+
+def teacher_batch(
+    processor: Any, pairs: Sequence[tuple[Example, str]], template: str | None, *, rows: int = 0, end: bool = True
+) -> Batch:
+    """One row per pair: the prompt with weight 0, then the continuation with weight 1."""
+    render = verbatim if template is None else functools.partial(find_template(template).prompt, seed=0)
+    items = []
+    for example, text in pairs:
+        prompt = render(example)
+        last = prompt.parts[-1] if prompt.parts else None
+        joined = isinstance(last, Piece) and not last.text[-1:].isspace() and not text[:1].isspace()
+        tail = (Piece(f" {text}" if joined else text, 1.0), *((Special("eos", 1.0),) if end else ()))
+        segment = processor.tokenise(Segment((*prompt.parts, *tail), query=prompt.query))
+        images = {i: processor.image(example.media[i], f"example {example.id!r}, medium {i}") for i in media_of([segment])}
+        items.append(Item(example.id, (segment,), images))
+    length = max(len(item.segments[0].tokens) for item in items)
+    shape = BatchShape(
+        rows=max(rows, len(items)),
+        length=-(-length // PROMPT_BUCKET) * PROMPT_BUCKET,
+        media=max(len(item.images) for item in items),
+        queries=max(len(item.segments[0].media) for item in items) if any(item.segments[0].query for item in items) else 0,
+        query_length=processor.query_length,
+        soft_tokens=processor.soft_tokens,
+        image_size=processor.image_size,
+        pad_id=processor.pad_id,
+        query_pad_id=processor.query_pad_id,
+    )
+    return assemble([[item] for item in items], shape)
+
+
+def _row_scores(bind: Any, parameters: Any, batch: Batch) -> tuple[Float[Array, "b"], Float[Array, "b"]]:
+    """Summed log-probability of the weighted targets of each row, and their number."""
+    module, text = bind(parameters), batch.text
+    hidden = module.hidden(batch)
+
+    def chunks(x: Array) -> Array:
+        x = jnp.pad(x, ((0, 0), (0, -x.shape[1] % CHUNK), *((0, 0),) * (x.ndim - 2)))
+        return jnp.moveaxis(x.reshape(x.shape[0], -1, CHUNK, *x.shape[2:]), 1, 0)
+
+    def total(chunk: tuple[Array, Array, Array]) -> Array:
+        hidden, targets, weights = chunk
+        return -jnp.where(weights > 0, cross_entropy(module.llm.logits(hidden), targets), 0).sum(1)
+
+    totals = jax.lax.map(total, tuple(map(chunks, (hidden, text.targets, text.loss_weights))))
+    return totals.sum(0), (text.loss_weights > 0).sum(1).astype(jnp.float32)

@@ -1,0 +1,44 @@
+"""`score` against the log-probabilities of decoding."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from mmjax.decoding import generate, score
+from mmjax.types import UserError
+from tests.decoding.world import make_example
+
+
+def test_a_generated_answer_scores_the_sum_of_its_log_probabilities(model):
+    examples = [make_example(number) for number in range(16)]
+    answers = generate(model, examples, template="question_answer", max_new_tokens=2, eos_token_id=())
+    # Special tokens are not in the text, so only answers of ordinary words can be scored.
+    pairs = [(example, answer) for example, answer in zip(examples, answers, strict=True) if min(answer.tokens) > 6]
+    assert len(pairs) > 2
+    examples, answers = zip(*pairs, strict=True)
+    scores = score(model, examples, [str(answer) for answer in answers], template="question_answer", end=False)
+    np.testing.assert_allclose(scores, [answer.logprobs.sum() for answer in answers], rtol=1e-4, atol=1e-5)
+
+
+def test_all_one_word_answers_sum_to_one(model):
+    vocabulary = [model.processor.llm.convert_ids_to_tokens(token) for token in range(7, 25)]
+    scores = score(model, [make_example(0)], [vocabulary], template="question_answer", end=False, batch_size=8)
+    special = 1 - np.exp(scores).sum()
+    assert scores.shape == (1, 18) and 0 <= special < 1
+    best = vocabulary[int(scores[0].argmax())]
+    unspecial = generate(model, [make_example(0)], template="question_answer", max_new_tokens=1)[0]
+    assert unspecial in ("", best)
+
+
+def test_missing_candidates_score_minus_infinity_and_means_are_per_token(model):
+    examples = [make_example(0), make_example(1)]
+    scores = score(model, examples, [["red", "blue"], ["a red"]], template="question_answer")
+    assert np.isfinite(scores).tolist() == [[True, True], [True, False]]
+    means = score(model, examples, [["red", "blue"], ["a red"]], template="question_answer", mean=True)
+    np.testing.assert_allclose(scores[:, 0] / [2, 3], means[:, 0], rtol=1e-5)
+
+
+def test_as_many_continuations_as_examples(model):
+    with pytest.raises(UserError, match="2 in all, got 1"):
+        score(model, [make_example(0), make_example(1)], ["red"])
