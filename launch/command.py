@@ -10,14 +10,13 @@ import errno
 import re
 import sys
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 
-from mmjax.data.config import SourceConfig
 from mmjax.training.stage import Experiment
 from mmjax.types.config import from_config, read_literal, suggest, to_dict
 from mmjax.types.errors import UserError
@@ -65,12 +64,17 @@ def check_model(flag: str, directory: str) -> None:
         raise UserError(f"--{flag}={directory}: {what}; name the --workdir of a training run")
 
 
-def prepare_missing(sources: Iterable[SourceConfig]) -> None:
-    """Builds the data sets whose directory is missing and whose builder is known."""
-    for path, builder in dict.fromkeys((source.path, source.builder) for source in sources):
-        if builder and not Path(path).exists():
+def prepare_missing(experiment: Experiment) -> None:
+    """Builds what the experiment reads from disk and names a builder for: data sets and pretrained parts that are missing."""
+    sources = [source for stage in experiment.stages.values() for source in stage.data.mixture.values()]
+    sources += [evaluation.source for evaluation in experiment.evaluations.values()]
+    wanted = [(source.path, source.builder) for source in sources]
+    wanted += [(part.get("source"), part.get("builder")) for part in experiment.parts.values()]
+    for path, builder in dict.fromkeys(wanted):
+        if path and builder and not Path(path).exists():
             import data_pipelines
 
+            print(f"preparing {path}", file=sys.stderr)
             data_pipelines.prepare(builder, path)
 
 
@@ -102,7 +106,7 @@ def _parse_with_config(arguments: list[str]) -> list[str]:
     config = load_config(spec)
     filled = to_dict(from_config(Experiment, config, spec))
     filled["parts"] = config["parts"]  # free-form: its keys are the file's, nested as there
-    config = ConfigDict(filled, type_safe=False)
+    config = ConfigDict(filled, type_safe=False, sort_keys=False)
     for kind in (int, float, list, tuple, type(None)):
         config_flags.register_flag_parser_for_type(kind, _Literal())
     for argument in arguments:

@@ -15,7 +15,7 @@ WORKDIR = flags.DEFINE_string("workdir", None, "directory of the run", required=
 def main() -> None:
     experiment = command.experiment()
     command.check_model("workdir", WORKDIR.value)
-    command.prepare_missing(evaluation.source for evaluation in experiment.evaluations.values())
+    command.prepare_missing(experiment)
     import mmjax
 
     mmjax.evaluate(experiment, WORKDIR.value)

@@ -7,6 +7,7 @@
 #   launch/local.sh chat [--model=DIR] [--port=N]                   default: the last run
 #   launch/local.sh convert | prepare …                             see python -m launch.VERB --help
 #   launch/local.sh test [pytest arguments]
+#   launch/local.sh install                                         only makes .venv, with what the tests need
 #
 # Paths are relative to the top of the repository. PYTHON=/path/to/python chooses the interpreter of a new .venv.
 set -euo pipefail
@@ -88,7 +89,7 @@ last_run() {
   cat runs/.last 2>/dev/null || fail "there is no run yet: launch/local.sh train makes one, or name a directory with --model=DIR"
 }
 
-[ $# -gt 0 ] || fail "name a verb: train, evaluate, generate, chat, convert, prepare or test (see the top of launch/local.sh)"
+[ $# -gt 0 ] || fail "name a verb: train, evaluate, generate, chat, convert, prepare, test or install (see the top of launch/local.sh)"
 verb=$1
 shift
 case $verb in
@@ -110,11 +111,12 @@ case $verb in
     fi
     ;;
   convert | prepare) ;;
-  test)
+  install | test)
     install requirements.txt requirements-test.txt
+    [ "$verb" = test ] || exit 0
     exec .venv/bin/python -m pytest -n 2 "$@"
     ;;
-  *) fail "no verb $verb; there is train, evaluate, generate, chat, convert, prepare and test" ;;
+  *) fail "no verb $verb; there is train, evaluate, generate, chat, convert, prepare, test and install" ;;
 esac
 install requirements.txt
 if [ "$verb" = train ]; then

@@ -17,11 +17,9 @@ STAGE = flags.DEFINE_string("stage", None, "train this stage only; those before 
 
 def main() -> None:
     experiment = command.experiment()
-    stages = experiment.stages
-    if STAGE.value is not None and STAGE.value not in stages:
-        raise UserError(f"--stage={STAGE.value}: the config has no such stage{suggest(STAGE.value, stages)}")
-    command.prepare_missing(source for stage in stages.values() for source in stage.data.mixture.values())
-    command.prepare_missing(evaluation.source for evaluation in experiment.evaluations.values())
+    if STAGE.value is not None and STAGE.value not in experiment.stages:
+        raise UserError(f"--stage={STAGE.value}: the config has no such stage{suggest(STAGE.value, experiment.stages)}")
+    command.prepare_missing(experiment)
     import mmjax
 
     mmjax.train(experiment, WORKDIR.value, stage=STAGE.value)

@@ -69,11 +69,16 @@ def from_config(cls: type[T], config: Any, path: str = "config") -> T:
         required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
         if required and name not in config:
             raise UserError(f"{path}.{name}: missing; {cls.__name__} needs it")
-    values = {key: _convert(hints[key], value, f"{path}.{key}") for key, value in config.items()}
+    values = {key: _convert(hints[key], value, f"{path}.{key}") for key, value in _items(config)}
     try:
         return cls(**values)
     except ValueError as error:
         raise UserError(f"{path}: {error}") from None
+
+
+def _items(folder: Folder) -> list[tuple[str, Any]]:
+    """The entries in the order in which they were written: stages run in it. ConfigDict keeps it, but shows a sorted view."""
+    return [(key, folder[key]) for key in (folder._fields if isinstance(folder, ConfigDict) else folder)]
 
 
 def _show(value: Any) -> str:
@@ -88,7 +93,7 @@ def _mismatch(expected: str, value: Any, path: str) -> UserError:
 def _plain(value: Any) -> Any:
     """An untyped value: mappings become dicts, sequences tuples."""
     if isinstance(value, Folder):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): _plain(item) for key, item in _items(value)}
     if isinstance(value, list | tuple):
         return tuple(_plain(item) for item in value)
     return value
@@ -134,13 +139,13 @@ def _convert_dict(item: Any, value: Any, path: str) -> dict[str, Any]:
         value = dict(_leaves(value))
     return {
         str(key): _convert(item, {"name": key, **entry} if named and isinstance(entry, Folder) else entry, f"{path}.{key}")
-        for key, entry in value.items()
+        for key, entry in _items(value)
     }
 
 
 def _leaves(folder: Folder, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """The entries of a mapping, folders (non-empty mappings of mappings) opened."""
-    for key, value in folder.items():
+    for key, value in _items(folder):
         if isinstance(value, Folder) and len(value) and all(isinstance(inner, Folder) for inner in value.values()):
             yield from _leaves(value, f"{prefix}{key}.")
         else:
@@ -181,7 +186,7 @@ def to_dict(config: Any) -> Any:
     if dataclasses.is_dataclass(config):
         return {field.name: to_dict(getattr(config, field.name)) for field in dataclasses.fields(config)}
     if isinstance(config, Folder):
-        return {str(key): to_dict(value) for key, value in config.items()}
+        return {str(key): to_dict(value) for key, value in _items(config)}
     if isinstance(config, list | tuple):
         return [to_dict(value) for value in config]
     return config

@@ -109,6 +109,13 @@ def experiment() -> dict:
     return {"name": "n", "system": "blip2", "parts": parts, "tokenizers": {"llm": "t"}, "stages": {"vqa": stage}}
 
 
+def test_stages_and_parts_keep_the_order_in_which_they_are_written():
+    stages = {"second": {}, "a": {}, "first": {}}
+    config = root(stages=ConfigDict(stages), parts={"z": {"family": "x"}, "b": {"y": {"k": 1}, "a": {"k": 2}}})
+    assert list(config.stages) == list(stages)
+    assert list(config.parts) == ["z", "b.y", "b.a"]
+
+
 def test_an_experiment_survives_json():
     config = from_config(Experiment, experiment())
     assert config.stages["vqa"].name == "vqa"
