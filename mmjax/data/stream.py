@@ -13,10 +13,11 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import grain.python as grain
+import jax
 from absl import flags
 
 from mmjax.data import records
-from mmjax.data.batch import NO_PRIOR
+from mmjax.data.batch import NO_PRIOR, assemble
 from mmjax.data.config import DataConfig
 from mmjax.data.mixture import mix
 from mmjax.data.processor import Processor
@@ -37,8 +38,8 @@ class DataStream:
       reasons: their number by reason.
     """
 
-    def __init__(self, batches: Iterator[tuple[Batch, Report]], fingerprint: str, start: int, position: Mapping[str, int]):
-        self._batches = batches
+    def __init__(self, batches: Iterator, structure: Any, fingerprint: str, start: int, position: Mapping[str, int]):
+        self._batches, self._structure = batches, structure
         self.fingerprint = fingerprint
         self._position = {"batch": start, **position}
         self._items = self._useful = self._positions = 0
@@ -55,7 +56,7 @@ class DataStream:
           StopIteration: at the end, when not training.
           UserError: too much of the data is broken, with the counts by reason.
         """
-        batch, report = next(self._batches)
+        leaves, report = next(self._batches)
         self._position = {"batch": self._position["batch"] + 1, "window": report.window, "row": report.row}
         self._items += report.items
         self._useful += report.useful
@@ -64,7 +65,7 @@ class DataStream:
             self.reasons[reason] += 1
             self._messages.setdefault(reason, message)
         self._check()
-        return batch
+        return jax.tree.unflatten(self._structure, leaves)
 
     @property
     def skipped(self) -> int:
@@ -138,12 +139,18 @@ def make_stream(
     else:
         batcher = OnePerRow(renderer)
     digest = _fingerprint(config, seed, sources, renderer.processor, from_records=open_source is records.open_source)
-    return DataStream(_read(batcher, start, config.workers), digest, start, position)
+    structure = jax.tree.structure(assemble([], renderer.shape, prior=prior))
+    return DataStream(_read(batcher, start, config.workers), structure, digest, start, position)
 
 
-def _read(batcher: OnePerRow | Packed, start: int, workers: int) -> Iterator[tuple[Batch, Report]]:
+def _leaves(made: tuple[Batch, Report]) -> tuple[list, Report]:
+    """Grain's shared memory puts stand-ins into a tree, which a typed one refuses: only a list of arrays travels."""
+    return jax.tree.leaves(made[0]), made[1]
+
+
+def _read(batcher: OnePerRow | Packed, start: int, workers: int) -> Iterator[tuple[list, Report]]:
     """Runs the batcher ahead, in threads or in worker processes."""
-    batches = grain.MapDataset.range(start, max(start, len(batcher))).map(batcher)
+    batches = grain.MapDataset.range(start, max(start, len(batcher))).map(batcher).map(_leaves)
     if not workers:
         return iter(batches.to_iter_dataset(grain.ReadOptions(num_threads=READ_THREADS, prefetch_buffer_size=READ_THREADS)))
     if not flags.FLAGS.is_parsed():
@@ -155,6 +162,8 @@ def _read(batcher: OnePerRow | Packed, start: int, workers: int) -> Iterator[tup
 def _start_worker(index: int, count: int) -> None:
     """Makes a worker die with the process that started it, however that one ends."""
     parent = multiprocessing.parent_process()
+    if parent is None:
+        return
 
     def follow():
         parent.join()
