@@ -10,6 +10,7 @@ from typing import Any
 import jax
 from flax import nnx
 
+from mmjax.parallel.rows import keep_rows
 from mmjax.types import UserError
 
 # What the backward pass keeps of each layer; everything else is computed again. "none" keeps all.
@@ -57,7 +58,7 @@ def run(
 
     def body(carry: Any, layer_inputs: tuple[Any, Any]) -> tuple[Any, Any]:
         layer_state, extra = layer_inputs
-        return apply(nnx.merge(graphdef, layer_state), carry, extra)
+        return apply(nnx.merge(graphdef, layer_state), keep_rows(carry), extra)
 
     policy = REMAT_POLICIES[_policy.get()]
     if policy is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -16,7 +17,7 @@ from mmjax.types import UserError
 MESH_AXES = ("replica", "fsdp", "tensor", "sequence")
 
 
-def make_mesh(sizes: Mapping[str, int], devices: Sequence[jax.Device] | None = None, *, stage: str = "<stage>") -> Mesh:
+def make_mesh(sizes: Mapping[str, int], devices: Sequence[Any] | None = None, *, stage: str = "<stage>") -> Mesh:
     """Arranges the devices so that the fast links carry the axes that talk most.
 
     Args:
@@ -44,7 +45,7 @@ def _mismatch(what: str, devices: int, stage: str, axis: str) -> UserError:
     return UserError(f"{what} does not fit {devices} devices; set --config.stages.{stage}.mesh.{axis} (-1 = the rest)")
 
 
-def _arrange(shape: list[int], devices: Sequence[jax.Device], stage: str) -> np.ndarray:
+def _arrange(shape: list[int], devices: Sequence[Any], stage: str) -> np.ndarray:
     slices = len({getattr(device, "slice_index", 0) for device in devices})
     if slices == 1:
         return mesh_utils.create_device_mesh(shape, devices)

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Array
 
@@ -80,7 +81,7 @@ def make_optimizer(
 
 def _per_layer(multiplier: Multiplier, leaf: Array) -> Any:
     """The multiplier in a shape that broadcasts over a stacked leaf."""
-    return multiplier if isinstance(multiplier, float) else multiplier.reshape(-1, *(1,) * (leaf.ndim - 1))
+    return multiplier.reshape(-1, *(1,) * (leaf.ndim - 1)) if isinstance(multiplier, np.ndarray) else multiplier
 
 
 def _float32(tree: Any) -> Any:

@@ -14,6 +14,7 @@ from jaxtyping import Array, Float
 from mmjax.layers.parameters import Definition, Parameters
 from mmjax.layers.stack import remat
 from mmjax.parallel.axes import LOGICAL_AXES, batch_sharding, batch_shards, replicated
+from mmjax.parallel.rows import rows_on
 from mmjax.training.guard import advance, is_bad, keep_if
 from mmjax.training.optimizer import Optimizer
 from mmjax.training.stage import Stage
@@ -115,7 +116,8 @@ def make_train_step(
 
     def train_step(state: State, frozen: Parameters, batch: Any) -> tuple[State, Scalars]:
         counts = _float32(objective.counts(batch))
-        loss, (sums, metrics), gradient = gradients(state, frozen, batch, counts)
+        with rows_on(mesh):
+            loss, (sums, metrics), gradient = gradients(state, frozen, batch, counts)
         norm = optax.tree.norm(gradient)
         updates, opt_state = optimizer.update(gradient, state.opt_state, state.trainable)
         trainable = optax.apply_updates(state.trainable, updates)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
+
 import jax
 import numpy as np
 import pytest
 
+from mmjax.training.step import lower_step
 from tests.training.tiny import set_up, tiny_batch, tiny_stage
 
 FROZEN_ENCODER = ((r"encoders\..*", False), (".*", True))
@@ -27,3 +30,13 @@ def train(mesh, **fields):
 def test_sharded_equals_unsharded(mesh, fields):
     single, sharded = train(None, **fields), train(mesh, **fields)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), single, sharded)
+
+
+@pytest.mark.parametrize("mesh", [{"fsdp": 8}, {"fsdp": 4, "tensor": 2}])
+def test_weights_are_gathered_and_rows_never_are(mesh):
+    rows = 2048
+    setup = set_up(tiny_stage(trainable=FROZEN_ENCODER, rows=rows), mesh)
+    program = lower_step(setup.step, setup.state, setup.frozen, tiny_batch(rows)).compile().as_text()
+    local = rows // mesh["fsdp"]
+    assert re.search(rf"f32\[{local},16\]\S* dot\(", program), "each device works on its own rows"
+    assert not re.search(rf"\[{rows}[,\]]", program), "no device holds all rows of anything"
