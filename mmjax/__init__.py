@@ -1,1 +1,65 @@
-"""mmjax: train, align, evaluate and run multimodal large language models in JAX."""
+"""mmjax: train, align, evaluate and run multimodal large language models in JAX.
+
+The names below load on first use, so that a command can refuse a mistaken config before JAX is imported.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from jax.sharding import Mesh
+
+    from mmjax.types.model import Model
+
+# Public name -> the module that has it; None = the module of that name itself.
+_PUBLIC = {
+    "generate": "mmjax.decoding.generate",
+    "score": "mmjax.decoding.scoring",
+    "train": "mmjax.training.run",
+    "evaluate": "mmjax.evaluation.run",
+    "save_pretrained": "mmjax.interop.pretrained",
+    "interop": None,
+    "types": None,
+}
+
+__all__ = ["evaluate", "from_pretrained", "generate", "interop", "save_pretrained", "score", "train", "types"]
+
+
+def from_pretrained(source: str | Path, dtype: Any = None, mesh: Mesh | None = None) -> Model:
+    """Loads a model.
+
+    Args:
+      source: a directory in Hugging Face layout, or the workdir of a run, which gives the model after its last stage.
+      dtype: of the parameters; None keeps that of the files.
+      mesh: how to shard them; None = the default device.
+
+    Returns:
+      The model, with its processor where the directory has tokenizers.
+
+    Raises:
+      UserError: neither kind of directory, an unsupported model, or weights that do not fit the config.
+    """
+    from mmjax.interop import pretrained
+
+    try:
+        is_workdir = "stages" in json.loads((Path(source) / "config.json").read_text())
+    except (OSError, ValueError, TypeError):
+        is_workdir = False  # the reader below says what is wrong
+    if is_workdir:
+        return importlib.import_module("mmjax.training.run").load_model(source, dtype=dtype, mesh=mesh)
+    return pretrained.from_pretrained(source, dtype=dtype, mesh=mesh)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'mmjax' has no attribute {name!r}")
+    module = importlib.import_module(_PUBLIC[name] or f"mmjax.{name}")
+    return getattr(module, name) if _PUBLIC[name] else module
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -23,6 +23,7 @@ from mmjax.layers.multi_head import MultiHeadAttention, layer_keys
 from mmjax.layers.norms import LayerNorm
 from mmjax.layers.parameters import normal, parameter
 from mmjax.layers.parameters import stack as stacked
+from mmjax.weights.table import Entry, Table, leading, linear, norm
 
 Direction = Literal["bidirectional", "causal"]
 
@@ -35,7 +36,7 @@ class QFormerConfig:
       width, layers, heads, ffn: of the blocks.
       queries: learned queries, q.
       encoder_width: width of the image features.
-      output_width: width of the language model that reads the soft tokens.
+      output_width: width of the language model that reads the soft tokens; 0 = none reads them.
       frequency: cross-attention stands in layers 0, frequency, 2·frequency, …; layers must be a multiple of it.
       vocab, max_positions: of the text branch; vocab 0 = no text branch.
       stage1: whether the heads of the contrastive, matching and captioning losses exist.
@@ -132,7 +133,7 @@ class QFormer(nnx.Module):
         self.word_embedding = Embedding(config.vocab, config.width) if config.vocab else None
         self.position_embedding = Embedding(config.max_positions, config.width, (None, "embed")) if config.vocab else None
         self.layers = stacked(Superblock(config), config.layers // config.frequency)
-        self.projection = Linear(config.width, config.output_width)
+        self.projection = Linear(config.width, config.output_width) if config.output_width else None
         self.heads = Stage1Heads(config) if config.stage1 else None
 
     @property
@@ -166,7 +167,9 @@ class QFormer(nnx.Module):
         queries = self.config.queries if features is not None else 0
         if features is not None and medium is None:
             medium = jnp.broadcast_to(jnp.arange(features.shape[1]), features.shape[:2])
-        mask = _self_mask(queries, x.shape[1] - queries, None if token_mask is None else token_mask.reshape(x.shape[0], -1), direction)
+        mask = _self_mask(
+            queries, x.shape[1] - queries, None if token_mask is None else token_mask.reshape(x.shape[0], -1), direction
+        )
 
         def apply(block: Superblock, x: Array, layer_key: Array | None) -> tuple[Array, Array | None]:
             weights = None
@@ -281,3 +284,62 @@ def _self_mask(
         order = jnp.arange(queries + text)
         allowed = allowed & (~is_text[None, :] | (is_text[:, None] & (order[None, :] <= order[:, None])))
     return allowed[:, None]
+
+
+def weight_table(config: QFormerConfig) -> Table:
+    """Weights in the layout of Hugging Face's Blip2ForConditionalGeneration, InstructBlipForConditionalGeneration (where the
+    Q-Former reads text) and Blip2ForImageTextRetrieval (where it has the heads of stage 1).
+
+    That last class has no temperature and no captioning head; the others have none of stage 1's heads.
+    """
+    table = [Entry("query_tokens", "query_tokens", leading(1))]
+    if config.stage1:
+        table += norm("norm", "qformer.layernorm")
+        words = "embeddings"
+        table += linear("heads.image_projection", "vision_projection")
+        table += linear("heads.text_projection", "text_projection")
+        table += linear("heads.matching", "itm_head")
+    elif config.vocab:
+        words = "qformer.embeddings"
+        table += norm("norm", "qformer.embeddings.layernorm")
+    else:
+        table += norm("norm", "qformer.layernorm")
+    if config.output_width:
+        table += linear("projection", "language_projection")
+    if config.vocab:
+        table += [
+            Entry("word_embedding.table", f"{words}.word_embeddings.weight"),
+            Entry("position_embedding.table", f"{words}.position_embeddings.weight"),
+        ]
+    for offset in range(config.frequency):
+        table += _layer_table(config, offset)
+    return table
+
+
+def _layer_table(config: QFormerConfig, offset: int) -> Table:
+    """One layer of the superblock: its slices are their layers offset, offset + frequency, …"""
+    layers = range(offset, config.layers, config.frequency)
+    ours, theirs = f"layers.layers.{offset}.", "qformer.encoder.layer.{layer}."
+
+    def attention(name: str, end: str, their_name: str) -> Table:
+        projections = [
+            entry
+            for part in ("query", "key", "value")
+            for entry in linear(f"{ours}{name}.{part}", f"{theirs}{their_name}.attention.{part}", layers=layers)
+        ]
+        output = linear(f"{ours}{name}.output", f"{theirs}{their_name}.output.dense", layers=layers)
+        return projections + output + norm(f"{ours}{end}.norm", f"{theirs}{their_name}.output.LayerNorm", layers=layers)
+
+    def feed_forward(name: str, end: str, suffix: str) -> Table:
+        return [
+            *linear(f"{ours}{name}.up", f"{theirs}intermediate{suffix}.dense", layers=layers),
+            *linear(f"{ours}{name}.down", f"{theirs}output{suffix}.dense", layers=layers),
+            *norm(f"{ours}{end}.norm", f"{theirs}output{suffix}.LayerNorm", layers=layers),
+        ]
+
+    return [
+        *attention("attention", "attention_end", "attention"),
+        *(attention("cross", "cross_end", "crossattention") if offset == 0 else []),
+        *feed_forward("query_mlp", "query_end", "_query"),
+        *(feed_forward("text_mlp", "text_end", "") if config.vocab else []),
+    ]

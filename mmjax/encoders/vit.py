@@ -15,6 +15,7 @@ from mmjax.layers.multi_head import MultiHeadAttention
 from mmjax.layers.norms import LayerNorm
 from mmjax.layers.parameters import normal, parameter
 from mmjax.layers.parameters import stack as stacked
+from mmjax.weights.table import TRANSPOSE, Entry, Table, leading, linear, norm, patches
 
 OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
 OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -117,3 +118,33 @@ def _patches(pixels: Float[Array, "b height width c"], size: int) -> Float[Array
     rows, height, width, channels = pixels.shape
     tiles = pixels.reshape(rows, height // size, size, width // size, size, channels)
     return tiles.transpose(0, 1, 3, 5, 2, 4).reshape(rows, -1, channels * size * size)
+
+
+def weight_table(config: ViTConfig) -> Table:
+    """Weights in the layout of Hugging Face's Blip2VisionModel, with one fused matrix for queries, keys and values.
+
+    Its fused bias has room for keys, which EVA has not: a bias of the keys moves all scores of a query alike, so softmax does
+    not see it. It is written as zeros and not read.
+    """
+    layers = range(config.layers)
+    block = "encoder.layers.{layer}."
+    fused = f"{block}self_attn.qkv"
+    table = [
+        Entry("class_token", "embeddings.class_embedding", leading(2)),
+        Entry("position_embedding", "embeddings.position_embedding", leading(1)),
+        Entry("patch_embedding.kernel", "embeddings.patch_embedding.weight", patches(3, config.patch_size)),
+        Entry("patch_embedding.bias", "embeddings.patch_embedding.bias"),
+        *norm("layers.attention_norm", f"{block}layer_norm1", layers=layers),
+        *linear("layers.attention.output", f"{block}self_attn.projection", layers=layers),
+        *norm("layers.mlp_norm", f"{block}layer_norm2", layers=layers),
+        *linear("layers.mlp.up", f"{block}mlp.fc1", layers=layers),
+        *linear("layers.mlp.down", f"{block}mlp.fc2", layers=layers),
+        *norm("norm", "post_layernorm"),
+    ]
+    for i, name in enumerate(("query", "key", "value")):
+        has_bias = name != "key" or config.key_bias
+        table += [
+            Entry(f"layers.attention.{name}.kernel", f"{fused}.weight", TRANSPOSE, layers, part=(i, 3)),
+            Entry(f"layers.attention.{name}.bias" if has_bias else None, f"{fused}.bias", layers=layers, part=(i, 3)),
+        ]
+    return table

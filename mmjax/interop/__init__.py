@@ -1,0 +1,8 @@
+"""Hugging Face models in and out. The names load on first use, so that importing `mmjax` stays light."""
+
+from etils import epy
+
+with epy.lazy_api_imports(globals()):
+    from mmjax.interop.pretrained import Export, describe, from_pretrained, hf_forward, save_pretrained
+
+__all__ = ["Export", "describe", "from_pretrained", "hf_forward", "save_pretrained"]

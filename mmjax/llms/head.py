@@ -13,7 +13,9 @@ def padded_vocab(vocab: int) -> int:
     return -(-vocab // VOCAB_MULTIPLE) * VOCAB_MULTIPLE
 
 
-def vocabulary_logits(hidden: Float[Array, "*batch d"], head: Float[Array, "d padded"], vocab: int) -> Float[Array, "*batch padded"]:
+def vocabulary_logits(
+    hidden: Float[Array, "*batch d"], head: Float[Array, "d padded"], vocab: int
+) -> Float[Array, "*batch padded"]:
     """hidden · head in float32, −inf for the entries beyond `vocab`."""
     logits = (hidden @ head.astype(hidden.dtype)).astype(jnp.float32)
     return jnp.where(jnp.arange(logits.shape[-1]) < vocab, logits, -jnp.inf)

@@ -18,6 +18,7 @@ from mmjax.layers.norms import RMSNorm
 from mmjax.layers.parameters import stack as stacked
 from mmjax.layers.positions import rotary_angles
 from mmjax.llms.head import padded_vocab, vocabulary_logits
+from mmjax.weights.table import TRANSPOSE, Entry, Table, linear, norm
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -120,3 +121,35 @@ class Llama(nnx.Module):
         """An empty cache with room for `length` tokens a row."""
         config = self.config
         return KVCache.empty(config.layers, rows, length, config.kv_heads, config.attention_head_dim, dtype)
+
+
+def weight_table(config: LlamaConfig) -> Table:
+    """Weights in the layout of Hugging Face's LlamaForCausalLM."""
+    layers = range(config.layers)
+    block = "model.layers.{layer}."
+    names = {
+        "attention.query": "self_attn.q_proj",
+        "attention.key": "self_attn.k_proj",
+        "attention.value": "self_attn.v_proj",
+        "attention.output": "self_attn.o_proj",
+        "mlp.gate": "mlp.gate_proj",
+        "mlp.up": "mlp.up_proj",
+        "mlp.down": "mlp.down_proj",
+    }
+    head = (
+        Entry("token_embedding.table", "lm_head.weight", vocab=config.vocab, duplicate=True)
+        if config.tied
+        else Entry("head.kernel", "lm_head.weight", TRANSPOSE, vocab=config.vocab)
+    )
+    return [
+        Entry("token_embedding.table", "model.embed_tokens.weight", vocab=config.vocab),
+        *norm("layers.attention_norm", f"{block}input_layernorm", bias=False, layers=layers),
+        *norm("layers.mlp_norm", f"{block}post_attention_layernorm", bias=False, layers=layers),
+        *(
+            entry
+            for ours, theirs in names.items()
+            for entry in linear(f"layers.{ours}", f"{block}{theirs}", bias=False, layers=layers)
+        ),
+        *norm("norm", "model.norm", bias=False),
+        head,
+    ]

@@ -17,6 +17,7 @@ from mmjax.layers.multi_head import MultiHeadAttention, advance, cache_mask, lay
 from mmjax.layers.norms import LayerNorm
 from mmjax.layers.parameters import stack as stacked
 from mmjax.llms.head import padded_vocab, vocabulary_logits
+from mmjax.weights.table import Entry, Table, linear, norm
 
 POSITION_OFFSET = 2  # OPT's position table begins with two rows for padding
 
@@ -109,3 +110,25 @@ class OPT(nnx.Module):
         """An empty cache with room for `length` tokens a row."""
         config = self.config
         return KVCache.empty(config.layers, rows, length, config.heads, config.width // config.heads, dtype)
+
+
+def weight_table(config: OPTConfig) -> Table:
+    """Weights in the layout of Hugging Face's OPTForCausalLM."""
+    layers = range(config.layers)
+    block = "model.decoder.layers.{layer}."
+    names = {"query": "q_proj", "key": "k_proj", "value": "v_proj", "output": "out_proj"}
+    return [
+        Entry("token_embedding.table", "model.decoder.embed_tokens.weight", vocab=config.vocab),
+        Entry("token_embedding.table", "lm_head.weight", vocab=config.vocab, duplicate=True),
+        Entry("position_embedding.table", "model.decoder.embed_positions.weight"),
+        *norm("layers.attention_norm", f"{block}self_attn_layer_norm", layers=layers),
+        *(
+            entry
+            for ours, theirs in names.items()
+            for entry in linear(f"layers.attention.{ours}", f"{block}self_attn.{theirs}", layers=layers)
+        ),
+        *norm("layers.mlp_norm", f"{block}final_layer_norm", layers=layers),
+        *linear("layers.mlp.up", f"{block}fc1", layers=layers),
+        *linear("layers.mlp.down", f"{block}fc2", layers=layers),
+        *norm("norm", "model.decoder.final_layer_norm"),
+    ]

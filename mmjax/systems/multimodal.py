@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from mmjax.types import Batch
 
@@ -21,10 +21,10 @@ class MultimodalLM(nnx.Module):
     Args:
       encoders: by modality; None values are not allowed.
       connectors: by modality.
-      llm: the language model.
+      llm: the language model; None where connectors are trained or scored by themselves.
     """
 
-    def __init__(self, encoders: dict[str, nnx.Module], connectors: dict[str, nnx.Module], llm: nnx.Module):
+    def __init__(self, encoders: dict[str, nnx.Module], connectors: dict[str, nnx.Module], llm: nnx.Module | None):
         self.encoders = nnx.Dict(encoders)
         self.connectors = nnx.Dict(connectors)
         self.llm = llm
@@ -52,9 +52,7 @@ class MultimodalLM(nnx.Module):
         if not batch.media:
             return tokens
         soft = jnp.concatenate([self.connect(batch, modality, key) for modality in sorted(batch.media)], axis=1)
-        index = batch.feature_index[:, :, None]
-        placed = jnp.take_along_axis(soft.astype(tokens.dtype), jnp.maximum(index, 0), axis=1)
-        return jnp.where(index >= 0, placed, tokens)
+        return place(soft, tokens, batch.feature_index)
 
     def hidden(self, batch: Batch, key: Array | None = None) -> Float[Array, "b t d"]:
         """Final hidden states of the language model over the batch's text rows."""
@@ -67,3 +65,10 @@ class MultimodalLM(nnx.Module):
         queries = batch.queries.get("image")
         asked: tuple[Any, ...] = () if queries is None else (queries.medium, queries.tokens, queries.mask)
         return self.connectors["image"](self.encode(batch, "image"), *asked, maps=True).maps[..., 1:]
+
+
+def place(soft: Float[Array, "b mk d"], tokens: Float[Array, "b t d"], index: Int[Array, "b t"]) -> Float[Array, "b t d"]:
+    """Puts soft token index[b, t] at position t; −1 keeps the token embedding."""
+    index = index[:, :, None]
+    placed = jnp.take_along_axis(soft.astype(tokens.dtype), jnp.maximum(index, 0), axis=1)
+    return jnp.where(index >= 0, placed, tokens)

@@ -48,14 +48,12 @@ def build(parts: Mapping[str, Mapping[str, Any]]) -> MultimodalLM:
     """The abstract system of these parts."""
     configs = {name: part_config(name, part) for name, part in parts.items()}
     modules = {name: FAMILIES[name][parts[name]["family"]][1](config) for name, config in configs.items()}
-    if "llm" not in modules:
-        raise UserError("config.parts names no llm")
     _check_widths(configs)
 
     def of(kind: str) -> dict[str, nnx.Module]:
         return {name.removeprefix(kind): module for name, module in modules.items() if name.startswith(kind)}
 
-    return MultimodalLM(of("encoders."), of("connectors."), modules["llm"])
+    return MultimodalLM(of("encoders."), of("connectors."), modules.get("llm"))
 
 
 def build_definition(
@@ -72,10 +70,15 @@ def _check_widths(configs: Mapping[str, Any]) -> None:
     encoder, connector, llm = (configs.get(name) for name in ("encoders.image", "connectors.image", "llm"))
     if (encoder is None) != (connector is None):
         raise UserError("config.parts must name encoders.image and connectors.image together, or neither")
-    if isinstance(connector, QFormerConfig) and connector.encoder_width != encoder.width:
-        raise UserError(f"config.parts.connectors.image.encoder_width={connector.encoder_width} must be the encoder's width, {encoder.width}")
-    if isinstance(connector, QFormerConfig) and connector.output_width != llm.width:
-        raise UserError(f"config.parts.connectors.image.output_width={connector.output_width} must be the llm's width, {llm.width}")
+    if isinstance(connector, QFormerConfig):
+        expected = {"encoder_width": ("encoder", encoder.width), "output_width": ("llm", 0 if llm is None else llm.width)}
+        for field, (neighbour, width) in expected.items():
+            if getattr(connector, field) != width:
+                raise UserError(
+                    f"config.parts.connectors.image.{field}={getattr(connector, field)} must be the {neighbour}'s width, {width}"
+                )
+    if connector is None and llm is None:
+        raise UserError("config.parts names no llm")
 
 
 def config_dict(config: Any) -> dict[str, Any]:

@@ -9,5 +9,20 @@ with epy.lazy_api_imports(globals()):
     from mmjax.types.batch import Batch, Media, Queries, Text
     from mmjax.types.errors import UserError
     from mmjax.types.example import Example, Medium, Part, Preference, Source, Turn, ask
+    from mmjax.types.model import Model
 
-__all__ = ["Batch", "Example", "Media", "Medium", "Part", "Preference", "Queries", "Source", "Text", "Turn", "UserError", "ask"]
+__all__ = [
+    "Batch",
+    "Example",
+    "Media",
+    "Medium",
+    "Model",
+    "Part",
+    "Preference",
+    "Queries",
+    "Source",
+    "Text",
+    "Turn",
+    "UserError",
+    "ask",
+]

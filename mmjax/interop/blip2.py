@@ -1,0 +1,154 @@
+"""Configs of the BLIP-2 family: Hugging Face's config.json <-> our parts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from mmjax.interop.language_models import language_config, language_part, require
+from mmjax.types import UserError
+
+Config = Mapping[str, Any]
+Parts = dict[str, dict[str, Any]]
+
+
+def _vision_part(config: Config) -> dict[str, Any]:
+    require(config, "the vision tower", qkv_bias=True)
+    eps = config.get("layer_norm_eps", 1e-6)
+    return {
+        "family": "vit",
+        "width": config.get("hidden_size", 1408),
+        "layers": config.get("num_hidden_layers", 39),
+        "heads": config.get("num_attention_heads", 16),
+        "ffn": config.get("intermediate_size", 6144),
+        "patch_size": _side(config.get("patch_size", 14)),
+        "image_size": _side(config.get("image_size", 224)),
+        "activation": config.get("hidden_act", "gelu"),
+        "eps": eps,
+        "final_eps": eps,
+    }
+
+
+def _side(size: Any) -> int:
+    sides = {size} if isinstance(size, int) else set(size)
+    if len(sides) > 1:
+        raise UserError(f"config.json: the vision tower reads {size} pixels; only squares are supported")
+    return sides.pop()
+
+
+def _qformer_part(config: Config, whole: Config, **fields: Any) -> dict[str, Any]:
+    dropout = config.get("hidden_dropout_prob", 0.1)
+    require(config, "the Q-Former", attention_probs_dropout_prob=dropout)
+    return {
+        "family": "qformer",
+        "width": config.get("hidden_size", 768),
+        "layers": config.get("num_hidden_layers", 12),
+        "heads": config.get("num_attention_heads", 12),
+        "ffn": config.get("intermediate_size", 3072),
+        "queries": whole.get("num_query_tokens", 32),
+        "frequency": config.get("cross_attention_frequency", 2),
+        "max_positions": config.get("max_position_embeddings", 512),
+        "activation": config.get("hidden_act", "gelu"),
+        "eps": config.get("layer_norm_eps", 1e-12),
+        "dropout": dropout,
+        **fields,
+    }
+
+
+def blip2_parts(config: Config) -> Parts:
+    """Blip2ForConditionalGeneration: its Q-Former reads no text."""
+    return _generative_parts(config, vocab=0)
+
+
+def instructblip_parts(config: Config) -> Parts:
+    """InstructBlipForConditionalGeneration: its Q-Former reads the question."""
+    return _generative_parts(config, vocab=config["qformer_config"].get("vocab_size", 30522))
+
+
+def _generative_parts(config: Config, vocab: int) -> Parts:
+    vision, llm = _vision_part(config["vision_config"]), language_part(config["text_config"])
+    widths = {"encoder_width": vision["width"], "output_width": llm["width"]}
+    connector = _qformer_part(config["qformer_config"], config, vocab=vocab, **widths)
+    return {"encoders.image": vision, "connectors.image": connector, "llm": llm}
+
+
+def retrieval_parts(config: Config) -> Parts:
+    """Blip2ForImageTextRetrieval: the heads of stage 1 and no language model."""
+    vision, qformer = _vision_part(config["vision_config"]), config["qformer_config"]
+    require(qformer, "image-text retrieval", use_qformer_text_input=True)
+    connector = _qformer_part(
+        qformer, config, vocab=qformer.get("vocab_size", 30522), encoder_width=vision["width"], output_width=0,
+        stage1=True, projection=config.get("image_text_hidden_size", 256),
+    )  # fmt: skip
+    return {"encoders.image": vision, "connectors.image": connector}
+
+
+def _vision_config(part: Config, model_type: str) -> dict[str, Any]:
+    return {
+        "model_type": model_type,
+        "hidden_size": part["width"],
+        "num_hidden_layers": part["layers"],
+        "num_attention_heads": part["heads"],
+        "intermediate_size": part["ffn"],
+        "patch_size": part["patch_size"],
+        "image_size": part["image_size"],
+        "hidden_act": part["activation"],
+        "layer_norm_eps": part["eps"],
+        "qkv_bias": True,
+    }
+
+
+def _qformer_config(part: Config, model_type: str) -> dict[str, Any]:
+    vocabulary = {"vocab_size": part["vocab"]} if part["vocab"] else {}
+    return {
+        "model_type": model_type,
+        "hidden_size": part["width"],
+        "num_hidden_layers": part["layers"],
+        "num_attention_heads": part["heads"],
+        "intermediate_size": part["ffn"],
+        "cross_attention_frequency": part["frequency"],
+        "encoder_hidden_size": part["encoder_width"],
+        "max_position_embeddings": part["max_positions"],
+        "hidden_act": part["activation"],
+        "layer_norm_eps": part["eps"],
+        "hidden_dropout_prob": part["dropout"],
+        "attention_probs_dropout_prob": part["dropout"],
+        **vocabulary,
+    }
+
+
+def blip2_config(parts: Parts) -> dict[str, Any]:
+    """Config of Blip2ForConditionalGeneration."""
+    vision, connector = parts["encoders.image"], parts["connectors.image"]
+    return {
+        "model_type": "blip-2",
+        "num_query_tokens": connector["queries"],
+        "vision_config": _vision_config(vision, "blip_2_vision_model"),
+        "qformer_config": _qformer_config({**connector, "vocab": 0}, "blip_2_qformer"),
+        "text_config": language_config(parts["llm"]),
+    }
+
+
+def instructblip_config(parts: Parts) -> dict[str, Any]:
+    """Config of InstructBlipForConditionalGeneration."""
+    vision, connector = parts["encoders.image"], parts["connectors.image"]
+    return {
+        "model_type": "instructblip",
+        "num_query_tokens": connector["queries"],
+        "vision_config": _vision_config(vision, "instructblip_vision_model"),
+        "qformer_config": _qformer_config(connector, "instructblip_qformer"),
+        "text_config": language_config(parts["llm"]),
+    }
+
+
+def retrieval_config(parts: Parts) -> dict[str, Any]:
+    """Config of Blip2ForImageTextRetrieval. Its class asks for a text config, of which it builds nothing."""
+    vision, connector = parts["encoders.image"], parts["connectors.image"]
+    return {
+        "model_type": "blip-2",
+        "num_query_tokens": connector["queries"],
+        "image_text_hidden_size": connector["projection"],
+        "vision_config": _vision_config(vision, "blip_2_vision_model"),
+        "qformer_config": _qformer_config(connector, "blip_2_qformer") | {"use_qformer_text_input": True},
+        "text_config": {"model_type": "opt"},
+    }

@@ -1,0 +1,81 @@
+"""What each Hugging Face class computes, by our modules: pure functions of a bound system and the class's own inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from mmjax.objectives.contrastive import normalise
+from mmjax.systems.multimodal import place
+
+Inputs = Mapping[str, Any]
+Outputs = dict[str, Array]
+
+
+def causal_lm(system: Any, inputs: Inputs, config: Mapping[str, Any]) -> Outputs:
+    """OPTForCausalLM and LlamaForCausalLM: input_ids [b t], attention_mask [b t] -> logits, last_hidden_state."""
+    return _language_model(system, system.llm.embed(inputs["input_ids"]), _mask(inputs))
+
+
+def blip2(system: Any, inputs: Inputs, config: Mapping[str, Any]) -> Outputs:
+    """Blip2- and InstructBlipForConditionalGeneration.
+
+    Inputs: input_ids [b t], in which placeholders stand where the soft tokens go, attention_mask [b t], pixel_values
+    [b 3 height width], and for InstructBLIP qformer_input_ids [b u], qformer_attention_mask [b u].
+
+    Returns:
+      logits, last_hidden_state of the language model, image_embeds of the vision tower.
+    """
+    features = _encode(system, inputs)
+    asked: dict[str, Any] = {}
+    if "qformer_input_ids" in inputs:
+        tokens = inputs["qformer_input_ids"]
+        asked = {"tokens": tokens[:, None], "token_mask": _mask(inputs, "qformer_", tokens)[:, None] > 0}
+    soft = system.connectors["image"].connect(features[:, None], **asked)
+    is_placeholder = inputs["input_ids"] == config["image_token_index"]
+    index = jnp.where(is_placeholder, jnp.cumsum(is_placeholder, axis=1) - 1, -1)
+    embeddings = place(soft, system.llm.embed(inputs["input_ids"]), index)
+    return _language_model(system, embeddings, _mask(inputs)) | {"image_embeds": features}
+
+
+def retrieval(system: Any, inputs: Inputs, config: Mapping[str, Any]) -> Outputs:
+    """Blip2ForImageTextRetrieval.
+
+    Inputs: input_ids [b t] and attention_mask [b t] of the Q-Former's text (behind num_query_tokens placeholders where the
+    config has an image_token_index), pixel_values, use_image_text_matching_head.
+
+    Returns:
+      logits_per_image and logits_per_text: cosine similarities [images texts], or with the matching head scores
+      [b 2]; text_embeds, image_embeds.
+    """
+    qformer, features = system.connectors["image"], _encode(system, inputs)
+    tokens, mask = inputs["input_ids"], _mask(inputs) > 0
+    if config.get("image_token_index") is not None:
+        tokens, mask = tokens[:, qformer.config.queries :], mask[:, qformer.config.queries :]
+    if inputs.get("use_image_text_matching_head"):
+        joint = qformer(features[:, None], None, tokens[:, None], mask[:, None])
+        scores = qformer.heads.matching(joint.queries[:, 0]).mean(1)
+        text = jnp.concatenate([joint.queries, joint.text], axis=2)[:, 0]
+        return {"logits_per_image": scores, "logits_per_text": scores.T, "text_embeds": text, "image_embeds": features}
+    image = normalise(qformer.heads.image_projection(qformer(features[:, None]).queries[:, 0]))
+    text = normalise(qformer.heads.text_projection(qformer(None, None, tokens[:, None], mask[:, None]).text[:, 0, 0]))
+    scores = jnp.einsum("iqd,td->iqt", image, text).max(1)
+    return {"logits_per_image": scores, "logits_per_text": scores.T, "text_embeds": text, "image_embeds": image}
+
+
+def _encode(system: Any, inputs: Inputs) -> Float[Array, "b p e"]:
+    return system.encoders["image"](jnp.transpose(inputs["pixel_values"], (0, 2, 3, 1)))
+
+
+def _mask(inputs: Inputs, prefix: str = "", tokens: Array | None = None) -> Int[Array, "b t"]:
+    mask = inputs.get(f"{prefix}attention_mask")
+    return jnp.ones_like(inputs["input_ids"] if tokens is None else tokens) if mask is None else mask
+
+
+def _language_model(system: Any, embeddings: Float[Array, "b t d"], mask: Int[Array, "b t"]) -> Outputs:
+    positions = jnp.maximum(jnp.cumsum(mask, axis=1) - 1, 0)
+    hidden, _ = system.llm(embeddings, positions, (mask > 0).astype(jnp.int32))
+    return {"logits": system.llm.logits(hidden)[..., : system.llm.config.vocab], "last_hidden_state": hidden}

@@ -1,0 +1,163 @@
+"""What stands beside the weights in a Hugging Face directory: tokenizers, pixel statistics, token ids."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from tokenizers.processors import TemplateProcessing
+from transformers import PreTrainedTokenizerFast
+
+from mmjax.data.processor import Processor
+from mmjax.data.tokenizer import load_tokenizer
+from mmjax.types import UserError
+from mmjax.weights.safetensors import replace
+
+QUERY_LENGTH = 128  # longest question that InstructBLIP's Q-Former was trained on
+QFORMER_TOKENIZER = "qformer_tokenizer"
+IMAGE_TOKEN = "<image>"
+PROCESSORS = {
+    "Blip2ForConditionalGeneration": "Blip2Processor",
+    "Blip2ForImageTextRetrieval": "Blip2Processor",
+    "InstructBlipForConditionalGeneration": "InstructBlipProcessor",
+}
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Reads a JSON object.
+
+    Raises:
+      UserError: the file is missing or damaged.
+    """
+    try:
+        value = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist; expected a directory in Hugging Face layout, or a run's workdir") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} is damaged: {error}") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{path} is damaged: expected a JSON object")
+    return value
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> Path:
+    """Writes a JSON object, whole or not at all."""
+    replace(path, [json.dumps(value, indent=2, sort_keys=True).encode(), b"\n"])
+    return path
+
+
+def with_pixel_statistics(parts: dict[str, dict[str, Any]], directory: Path) -> dict[str, dict[str, Any]]:
+    """The parts with the mean and deviation of pixels that the directory's image processor names, if there is one."""
+    vision = parts.get("encoders.image")
+    found = [file for name in ("preprocessor_config.json", "processor_config.json") if (file := directory / name).is_file()]
+    if vision is None or not found:
+        return parts
+    settings = read_json(found[0])
+    settings = settings.get("image_processor", settings)
+    names = {"mean": "image_mean", "std": "image_std"}
+    statistics = {ours: tuple(settings[theirs]) for ours, theirs in names.items() if theirs in settings}
+    return {**parts, "encoders.image": {**vision, **statistics}}
+
+
+def load(directory: Path, config: Mapping[str, Any], parts: Mapping[str, Mapping[str, Any]]) -> Processor | None:
+    """The processor of a directory; None where it has no tokenizer."""
+    if not (directory / "tokenizer.json").is_file():
+        return None
+    connector = parts.get("connectors.image", {})
+    tokenizer = None
+    if (directory / QFORMER_TOKENIZER).is_dir():
+        tokenizer = load_tokenizer(directory / QFORMER_TOKENIZER)
+    reads = connector.get("vocab", 0) and tokenizer is not None
+    return Processor(
+        load_tokenizer(directory),
+        tokenizer,
+        soft_tokens=connector.get("queries", 0),
+        image_size=parts["encoders.image"]["image_size"] if connector else 224,
+        query_length=min(QUERY_LENGTH, connector["max_positions"], tokenizer.model_max_length) if reads else 0,
+        vocabulary=parts["llm"]["vocab"] if "llm" in parts else 0,
+    )
+
+
+def with_token_ids(config: dict[str, Any], processor: Processor | None) -> dict[str, Any]:
+    """A config with the ids that the processor's tokenizer gives to BOS, EOS, padding and the image placeholder."""
+    if processor is None:
+        return config
+    ids = {f"{name}_token_id": getattr(processor.llm, f"{name}_token_id") for name in ("bos", "eos", "pad")}
+    if "text_config" not in config:
+        return {**config, **ids}
+    config = {**config, "text_config": {**config["text_config"], **ids}}
+    config["qformer_config"] = {**config["qformer_config"], "pad_token_id": processor.query_pad_id}
+    image_token = processor.llm.convert_tokens_to_ids(IMAGE_TOKEN)
+    if image_token is not None and image_token != processor.llm.unk_token_id:
+        config["image_token_index"] = image_token
+    return config
+
+
+def save(
+    directory: Path, architecture: str, config: Mapping[str, Any], parts: Mapping[str, Any], processor: Processor | None
+) -> list[Path]:
+    """Writes tokenizers, image processor and generation config.
+
+    Returns:
+      The files written.
+    """
+    files = []
+    if "encoders.image" in parts:
+        settings = _image_processor(parts["encoders.image"]) | {"processor_class": PROCESSORS[architecture]}
+        files.append(write_json(directory / "preprocessor_config.json", settings))
+        whole = {"processor_class": PROCESSORS[architecture], "num_query_tokens": config["num_query_tokens"]}
+        files.append(write_json(directory / "processor_config.json", whole))
+    if processor is None:
+        return files
+    if architecture == "Blip2ForImageTextRetrieval":
+        return files + _save_tokenizer(_query_tokenizer(processor), directory)
+    text = config.get("text_config", config)
+    ids = {name: text[name] for name in ("bos_token_id", "eos_token_id", "pad_token_id") if text.get(name) is not None}
+    files.append(write_json(directory / "generation_config.json", ids))
+    files += _save_tokenizer(_adding(processor.llm, processor.llm.bos_token, None, padding_side="left"), directory)
+    if architecture == "InstructBlipForConditionalGeneration":
+        files += _save_tokenizer(_query_tokenizer(processor), directory / QFORMER_TOKENIZER)
+    return files
+
+
+def _query_tokenizer(processor: Processor) -> PreTrainedTokenizerFast:
+    tokenizer = processor.connector or processor.llm
+    return _adding(tokenizer, tokenizer.cls_token, tokenizer.sep_token, model_max_length=processor.query_length or QUERY_LENGTH)
+
+
+def _adding(
+    tokenizer: PreTrainedTokenizerFast, first: str | None, last: str | None, **settings: Any
+) -> PreTrainedTokenizerFast:
+    """A copy that puts these special tokens around each text by itself, as our prompts have them."""
+    tokenizer = copy.deepcopy(tokenizer)
+    around = [token for token in (first, last) if token is not None]
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single=" ".join(piece for piece in (first, "$A", last) if piece),
+        pair=" ".join(piece for piece in (first, "$A", "$B", last) if piece),
+        special_tokens=[(token, tokenizer.convert_tokens_to_ids(token)) for token in around],
+    )
+    for name, value in settings.items():
+        setattr(tokenizer, name, value)
+    return tokenizer
+
+
+def _save_tokenizer(tokenizer: PreTrainedTokenizerFast, directory: Path) -> list[Path]:
+    return [path for file in tokenizer.save_pretrained(str(directory)) if (path := Path(file)).is_file()]
+
+
+def _image_processor(vision: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "image_processor_type": "BlipImageProcessor",
+        "do_convert_rgb": True,
+        "do_resize": True,
+        "size": {"height": vision["image_size"], "width": vision["image_size"]},
+        "resample": 3,
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": list(vision["mean"]),
+        "image_std": list(vision["std"]),
+    }

@@ -1,0 +1,279 @@
+"""Weight tables: which of our parameters is which of their tensors, as data that both directions read.
+
+A table is a list of entries. A stacked parameter of ours is one entry over as many tensors of theirs; a fused tensor of
+theirs is as many entries as it has parts. Transforms are views, so that only what a device needs is ever copied.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import functools
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Sharding
+
+from mmjax.layers.parameters import Parameters, ParameterSpec
+from mmjax.types import UserError
+from mmjax.weights.safetensors import Tensor, Tensors
+
+# Tensors that files may hold and nobody needs: tables that are computed, buffers of old releases.
+IGNORABLE = (r".*\.rotary_emb\.inv_freq", r".*\bposition_ids")
+
+
+@dataclasses.dataclass(frozen=True)
+class Transform:
+    """How one layer of our parameter is seen in their tensor, and back. Both are NumPy views."""
+
+    read: Callable[[np.ndarray], np.ndarray]
+    write: Callable[[np.ndarray], np.ndarray]
+
+
+COPY = Transform(lambda theirs: theirs, lambda ours: ours)
+TRANSPOSE = Transform(lambda theirs: theirs.T, lambda ours: ours.T)
+
+
+def leading(ones: int) -> Transform:
+    """Their tensor has that many leading dimensions of size 1."""
+    return Transform(lambda theirs: theirs.reshape(theirs.shape[ones:]), lambda ours: ours.reshape((1,) * ones + ours.shape))
+
+
+def patches(channels: int, size: int) -> Transform:
+    """Their convolution over square patches [d, channels, size, size] is our matrix [channels·size·size, d]."""
+    return Transform(
+        lambda theirs: theirs.reshape(theirs.shape[0], -1).T, lambda ours: ours.T.reshape(-1, channels, size, size)
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """One row of a weight table.
+
+    Args:
+      ours: path of our parameter; None = a part of their tensor that has no place in ours: written as zeros, not read.
+      theirs: their key, or several spellings of it, of which the first is written. "{layer}" stands for the layer.
+      transform: between one layer of ours and theirs.
+      layers: for a stacked parameter, their number of each of our layers.
+      part: (i, n): ours is the i-th of n equal parts of their first dimension.
+      vocab: size of their vocabulary where ours is padded.
+      duplicate: a second copy of ours that some files hold: it must be equal, and is never written.
+    """
+
+    ours: str | None
+    theirs: str | tuple[str, ...]
+    transform: Transform = COPY
+    layers: Sequence[int] | None = None
+    part: tuple[int, int] = (0, 1)
+    vocab: int = 0
+    duplicate: bool = False
+
+    def keys(self) -> list[tuple[str, ...]]:
+        """The spellings of their key, for each of our layers."""
+        spellings = (self.theirs,) if isinstance(self.theirs, str) else self.theirs
+        if self.layers is None:
+            return [spellings]
+        return [tuple(spelling.format(layer=layer) for spelling in spellings) for layer in self.layers]
+
+    def shape(self, spec: ParameterSpec) -> tuple[int, ...]:
+        """The shape of one layer of ours without the padding of the vocabulary."""
+        axes = spec.axes[1:] if spec.stacked else spec.axes
+        return tuple(
+            self.vocab if self.vocab and axis == "vocab" else size
+            for axis, size in zip(axes, spec.unstacked_shape, strict=True)
+        )
+
+    def their_shape(self, spec: ParameterSpec) -> tuple[int, ...]:
+        """The shape of their tensor."""
+        first, *rest = self.transform.write(np.broadcast_to(np.int8(0), self.shape(spec))).shape or (None,)
+        return () if first is None else (first * self.part[1], *rest)
+
+    def view(self, tensor: np.ndarray) -> np.ndarray:
+        """One layer of ours inside their tensor."""
+        index, parts = self.part
+        if parts > 1:
+            size = tensor.shape[0] // parts
+            tensor = tensor[index * size : (index + 1) * size]
+        return self.transform.read(tensor)
+
+
+Table = list[Entry]
+
+
+def linear(ours: str, theirs: str, *, bias: bool = True, layers: Sequence[int] | None = None) -> Table:
+    """Entries of a linear layer, whose weight torch stores as [outputs, inputs]."""
+    kernel = Entry(f"{ours}.kernel", f"{theirs}.weight", TRANSPOSE, layers)
+    return [kernel, Entry(f"{ours}.bias", f"{theirs}.bias", layers=layers)] if bias else [kernel]
+
+
+def norm(ours: str, theirs: str, *, bias: bool = True, layers: Sequence[int] | None = None) -> Table:
+    """Entries of a normalisation layer."""
+    scale = Entry(f"{ours}.scale", f"{theirs}.weight", layers=layers)
+    return [scale, Entry(f"{ours}.bias", f"{theirs}.bias", layers=layers)] if bias else [scale]
+
+
+def prefixed(table: Iterable[Entry], ours: str, theirs: str) -> Table:
+    """The table of a part, as it stands inside a whole: `ours` and `theirs` come before every path and key."""
+
+    def moved(entry: Entry) -> Entry:
+        spellings = (entry.theirs,) if isinstance(entry.theirs, str) else entry.theirs
+        return dataclasses.replace(
+            entry,
+            ours=None if entry.ours is None else ours + entry.ours,
+            theirs=tuple(theirs + spelling for spelling in spellings),
+        )
+
+    return [moved(entry) for entry in table]
+
+
+def read(
+    table: Table,
+    tensors: Tensors,
+    specs: Mapping[str, ParameterSpec],
+    dtype: Any = None,
+    shardings: Mapping[str, Sharding] | None = None,
+    ignorable: Sequence[str] = IGNORABLE,
+) -> Parameters:
+    """Reads parameters; each device's slice is copied straight from the files.
+
+    Args:
+      table: of the whole model. Parameters of `specs` that no entry names are not read.
+      tensors: of `mmjax.weights.safetensors.open_directory`.
+      specs: of our parameters.
+      dtype: None keeps the files' dtype; else a dtype, or one by path.
+      shardings: by path; None = the default device.
+      ignorable: regular expressions of keys that may be left unread.
+
+    Returns:
+      An array for every path that the table names.
+
+    Raises:
+      UserError: one report of all missing, unexpected and misshapen tensors.
+    """
+    check(table, tensors, specs, ignorable)
+    return {
+        entry.ours: _load(entry, tensors, specs[entry.ours], dtype, None if shardings is None else shardings[entry.ours])
+        for entry in table
+        if entry.ours is not None and not entry.duplicate
+    }
+
+
+def _load(entry: Entry, tensors: Tensors, spec: ParameterSpec, dtype: Any, sharding: Sharding | None) -> jax.Array:
+    views = [entry.view(tensors[_found(spellings, tensors)]) for spellings in entry.keys()]
+    wanted = dtype.get(entry.ours) if isinstance(dtype, Mapping) else dtype
+    if wanted is None:
+        wanted = functools.reduce(jnp.promote_types, (view.dtype for view in views))
+
+    def take(index: tuple[slice, ...]) -> np.ndarray:
+        ranges = [range(*piece.indices(size)) for piece, size in zip(index, spec.shape, strict=True)]
+        result = np.zeros([len(positions) for positions in ranges], wanted)
+        targets, chosen = (result, views[ranges[0].start : ranges[0].stop]) if spec.stacked else (result[None], views)
+        for target, view in zip(targets, chosen, strict=True):
+            inner = ranges[1:] if spec.stacked else ranges
+            # A view may end before ours does, where a vocabulary is padded; what lies beyond stays zero.
+            values = view[tuple(slice(positions.start, positions.stop) for positions in inner)]
+            target[tuple(slice(size) for size in values.shape)] = values
+        return result
+
+    if sharding is None:
+        return jnp.asarray(take((slice(None),) * len(spec.shape)))
+    return jax.make_array_from_callback(spec.shape, sharding, take)
+
+
+def _found(spellings: Sequence[str], tensors: Mapping[str, Any]) -> str:
+    return next((key for key in spellings if key in tensors), spellings[0])
+
+
+def check(table: Table, tensors: Tensors, specs: Mapping[str, ParameterSpec], ignorable: Sequence[str] = IGNORABLE) -> None:
+    """Compares a table with the files. Arguments and error as in `read`."""
+    used, missing, misshapen, differing = set(), [], [], []
+    for entry in table:
+        for spellings in entry.keys():
+            key = _found(spellings, tensors)
+            used.add(key)
+            if key not in tensors:
+                missing += [] if entry.duplicate else [key]
+            elif entry.ours is None:
+                continue
+            elif tensors[key].shape != (expected := entry.their_shape(specs[entry.ours])):
+                misshapen.append(f"{key} (expected {expected}, got {tensors[key].shape})")
+            elif entry.duplicate and not np.array_equal(tensors[key], tensors[_original(entry, table, tensors)]):
+                differing.append(key)
+    unexpected = [key for key in tensors if key not in used and not any(re.fullmatch(p, key) for p in ignorable)]
+    missing = list(dict.fromkeys(missing))
+    reports = [
+        _report("missing", missing, unexpected),
+        _report("unexpected", unexpected, missing),
+        _report("of another shape", list(dict.fromkeys(misshapen)), []),
+        _report("different from the tensor that it should repeat", differing, []),
+    ]
+    if any(reports):
+        raise UserError(f"the weights in {tensors.source} do not fit its config: {'; '.join(filter(None, reports))}")
+
+
+def _original(duplicate: Entry, table: Table, tensors: Tensors) -> str:
+    entry = next(entry for entry in table if entry.ours == duplicate.ours and not entry.duplicate)
+    return _found(entry.keys()[0], tensors)
+
+
+def _report(what: str, keys: list[str], others: list[str]) -> str:
+    """'3 missing: a (nearest b), c': keys that differ in a layer number only are told once."""
+    if not keys:
+        return ""
+    groups: dict[str, list[str]] = {}
+    for key in keys:
+        groups.setdefault(re.sub(r"(?<=\.)\d+(?=\.)", "*", key), []).append(key)
+    texts = []
+    for pattern, members in groups.items():
+        near = difflib.get_close_matches(members[0], others, n=1, cutoff=0.6)
+        count = f" [{len(members)}]" if len(members) > 1 else ""
+        texts.append((pattern + count if count else members[0]) + (f" (nearest: {near[0]})" if near else ""))
+    return f"{len(keys)} {what}: {', '.join(texts)}"
+
+
+def write(table: Table, parameters: Parameters, specs: Mapping[str, ParameterSpec]) -> dict[str, Tensor]:
+    """Their tensors, each fetched from the devices when it is asked for.
+
+    Args:
+      table: of the whole model; parameters that no entry names are left out.
+      parameters: by path.
+      specs: of our parameters.
+
+    Returns:
+      A lazy tensor for each of their keys, for `mmjax.weights.safetensors.save_directory`.
+    """
+    parts: dict[str, list[tuple[Entry, int]]] = {}
+    for entry in table:
+        if not entry.duplicate:
+            for layer, spellings in enumerate(entry.keys()):
+                parts.setdefault(spellings[0], []).append((entry, layer))
+    return {
+        key: _tensor(key, sorted(owners, key=lambda owner: owner[0].part), parameters, specs) for key, owners in parts.items()
+    }
+
+
+def _tensor(key: str, owners: list[tuple[Entry, int]], parameters: Parameters, specs: Mapping[str, ParameterSpec]) -> Tensor:
+    if [entry.part for entry, _ in owners] != [(i, len(owners)) for i in range(len(owners))]:
+        raise ValueError(f"{key}: the table has the parts {[entry.part for entry, _ in owners]}")
+    named = next(entry for entry, _ in owners if entry.ours is not None)
+    dtype = np.dtype(parameters[named.ours].dtype)
+    shape = named.their_shape(specs[named.ours])
+
+    def load() -> np.ndarray:
+        zeros = np.zeros((shape[0] // len(owners), *shape[1:]), dtype) if len(owners) > 1 else None
+        values = [zeros if entry.ours is None else _written(entry, layer, parameters, specs) for entry, layer in owners]
+        return np.concatenate(values) if len(owners) > 1 else values[0]
+
+    return Tensor(shape, dtype, load)
+
+
+def _written(entry: Entry, layer: int, parameters: Parameters, specs: Mapping[str, ParameterSpec]) -> np.ndarray:
+    value, spec = parameters[entry.ours], specs[entry.ours]
+    if spec.stacked:
+        value = jax.lax.dynamic_index_in_dim(jnp.asarray(value), jnp.int32(layer), keepdims=False)
+    value = np.asarray(value)[tuple(slice(size) for size in entry.shape(spec))]
+    return entry.transform.write(value)
