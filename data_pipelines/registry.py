@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
 import fcntl
 import hashlib
 import importlib
@@ -15,7 +14,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from data_pipelines import local
-from mmjax.types import UserError
+from mmjax.types.config import suggest
+from mmjax.types.errors import UserError
 
 # Module of each data set: its `build(out, *, raw, runner, limit)` fills an empty directory. Imported when asked for.
 BUILDERS = {name: f"data_pipelines.{name}" for name in ("shapes", "easy_vqa", "smollm2")}
@@ -25,9 +25,7 @@ MANIFEST = "manifest.json"
 
 def _choose(kind: str, name: str, table: dict):
     if name not in table:
-        near = difflib.get_close_matches(name, table, n=1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        raise UserError(f"there is no {kind} {name!r}; {hint}--{kind} is one of: {', '.join(table)}")
+        raise UserError(f"--{kind}={name}: there is no such {kind}{suggest(name, table)}")
     return table[name]
 
 

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from array_record.python import array_record_module
+from array_record.python import array_record_module  # pyright: ignore[reportAttributeAccessIssue]
 from tensorflow_datasets.proto import tf_example_pb2
 
 from mmjax.types import Example, Medium, Part, Preference, Source, Turn, UserError
@@ -147,10 +147,12 @@ class _Shards:
         position = index - self._ends[shard] + self._lengths[shard]
         try:
             raw = self._reader(shard).read([position])[0]
-            return decode_example(tf_example_pb2.Example.FromString(raw).features.feature[FEATURE].bytes_list.value[0])
+            features = tf_example_pb2.Example.FromString(raw).features  # pyright: ignore[reportAttributeAccessIssue]
+            return decode_example(features.feature[FEATURE].bytes_list.value[0])
         except Exception as error:  # readers raise no common type; whatever it is, this record cannot be had
-            reason = str(error).splitlines()[0]
-            raise UserError(f"{self._paths[shard]}: record {position} cannot be read ({reason}); {self._remedy}") from None
+            raise UserError(
+                f"{self._paths[shard]}: record {position} cannot be read ({_reason(error)}); {self._remedy}"
+            ) from None
 
     def _reader(self, shard: int) -> Any:
         if self._readers[shard] is None:
@@ -158,6 +160,11 @@ class _Shards:
                 if self._readers[shard] is None:
                     self._readers[shard] = _open_shard(self._paths[shard])
         return self._readers[shard]
+
+
+def _reason(error: Exception) -> str:
+    """The first line of an error."""
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _open_shard(path: Path) -> Any:
@@ -232,7 +239,7 @@ def open_source(path: str | Path, split: str, limit: int = 0) -> Source:
         try:
             found = _open_shard(shard).num_records()
         except Exception as error:  # the reader raises no common type
-            raise UserError(f"{shard} is damaged ({str(error).splitlines()[0]}); {remedy}") from None
+            raise UserError(f"{shard} is damaged ({_reason(error)}); {remedy}") from None
         if found != length:
             raise UserError(f"{shard} holds {found} records instead of {length}; {remedy}")
     return _Shards(paths, lengths, limit, remedy)

@@ -93,9 +93,9 @@ def test_an_empty_directory_is_filled(tmp_path):
 
 
 def test_unknown_names_are_told_the_nearest(tmp_path):
-    with pytest.raises(UserError, match="no dataset 'shpes'; did you mean 'shapes'.*easy_vqa"):
+    with pytest.raises(UserError, match="--dataset=shpes.*did you mean .shapes"):
         data_pipelines.prepare("shpes", tmp_path / "x")
-    with pytest.raises(UserError, match="no runner 'spark'.*local"):
+    with pytest.raises(UserError, match="--runner=spark.*there is local"):
         data_pipelines.prepare("shapes", tmp_path / "x", runner="spark")
     with pytest.raises(UserError, match="--raw=.*nowhere"):
         data_pipelines.prepare("easy_vqa", tmp_path / "x", raw=tmp_path / "nowhere")
