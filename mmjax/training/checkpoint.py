@@ -16,7 +16,7 @@ import hashlib
 import json
 import logging
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -25,6 +25,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 from jax.experimental import multihost_utils
+from jax.sharding import Sharding
 from jaxtyping import Array
 
 from mmjax.training.digest import digests
@@ -330,13 +331,16 @@ class Checkpoints:
         return UserError(f"saving into {self.directory} failed: {text[:500]}; the steps already saved ({saved}) are intact.")
 
 
-def restore_leaves(directory: epath.PathLike, prefix: str, sharding: Any) -> tuple[int, dict[str, Array]]:
+def restore_leaves(
+    directory: epath.PathLike, prefix: str, sharding: Callable[[str], Sharding], *, step: int | None = None
+) -> tuple[int, dict[str, Array]]:
     """The newest good step's leaves under a prefix, for whoever needs a part of a state without its target.
 
     Args:
       directory: `<workdir>/checkpoints/<stage>`.
       prefix: "trainable/" or "ema/".
       sharding: path (without the prefix) -> sharding.
+      step: this one and no other.
 
     Returns:
       the step, and the leaves by path without the prefix; empty if that step has none there.
@@ -345,8 +349,10 @@ def restore_leaves(directory: epath.PathLike, prefix: str, sharding: Any) -> tup
       UserError: there is no good step.
     """
     checkpoints = Checkpoints(directory, writable=False)
-    for step in reversed(checkpoints.steps()):
-        path = checkpoints.directory / str(step)
+    for candidate in reversed(checkpoints.steps()):
+        if step not in (None, candidate):
+            continue
+        path = checkpoints.directory / str(candidate)
         try:
             record = read_record(path)
             wanted = {
@@ -355,7 +361,8 @@ def restore_leaves(directory: epath.PathLike, prefix: str, sharding: Any) -> tup
                 if name.startswith(prefix)
             }
             leaves = read_leaves(path, wanted, record)
-            return step, {name.removeprefix(prefix): leaf for name, leaf in leaves.items()}
+            return candidate, {name.removeprefix(prefix): leaf for name, leaf in leaves.items()}
         except Damaged as error:
-            log.error("CHECKPOINT DAMAGED, falling back to an older one: %s: %s", path, error)
-    raise UserError(f"there is no good checkpoint in {checkpoints.directory}; train that stage first.")
+            log.error("CHECKPOINT DAMAGED: %s: %s", path, error)
+    which = "" if step is None else f" of step {step}"
+    raise UserError(f"there is no good checkpoint{which} in {checkpoints.directory}; train that stage first.")

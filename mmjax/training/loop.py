@@ -22,7 +22,7 @@ from jax.experimental import multihost_utils
 from mmjax.training.checkpoint import Checkpoints
 from mmjax.training.goodput import Goodput
 from mmjax.training.metrics import Metrics
-from mmjax.training.preemption import Stopped, StopRequests
+from mmjax.training.preemption import Interrupted, Stopped, StopRequests
 from mmjax.training.profile import ProfileWindow
 from mmjax.training.progress import StageProgress
 from mmjax.training.watchdog import Watchdog
@@ -72,7 +72,8 @@ class Loop:
       step: (state, batch) -> (state, metrics); metrics are scalars on the device.
       schedule, services: see their classes.
       examples: rows of a batch, for the speed.
-      record: kept with every checkpoint, besides "data" (the number of the next batch) and "window".
+      record: kept with every checkpoint, besides what `Loop.resume` needs.
+      position: where the batch after the one taken last starts, as JSON.
       check: (metrics, step) -> None on the host, once per step; raises UserError to stop the run.
       evaluate: (state, step) -> results, by name.
       compilations: how many programs `step` has compiled so far.
@@ -88,28 +89,34 @@ class Loop:
         *,
         examples: int = 1,
         record: Mapping[str, Any] | None = None,
+        position: Callable[[], Any] | None = None,
         check: Callable[[Mapping[str, float], int], None] = lambda metrics, step: None,
         evaluate: Callable[[Any, int], Mapping[str, float]] | None = None,
         compilations: Callable[[], int] | None = None,
         replayed: int = 0,
     ):
         self.stage, self.step, self.schedule, self.services = stage, step, schedule, services
-        self.examples, self.record, self.replayed = examples, dict(record or {}), replayed
+        self.examples, self.record, self.position, self.replayed = examples, dict(record or {}), position, replayed
         self.check, self.evaluate, self.compilations = check, evaluate, compilations
         self._pending: collections.deque[tuple[int, Mapping[str, Any]]] = collections.deque()
         self._window: list[dict[str, float]] = []  # metrics of the steps since the last line
+        self._owed = False  # an evaluation that was due at the last step, but interrupted
         self._saved_at = time.monotonic()
         self._mark = services.goodput.seconds()
         self._marked = 0
 
-    def run(self, state: Any, batches: Iterator[Any], *, start: int = 0, window: list[dict[str, float]] | None = None) -> Any:
+    def resume(self, record: Mapping[str, Any]) -> None:
+        """Takes up what a checkpoint's record says of the step that it belongs to; called before `run`."""
+        self._window = list(record["window"])
+        self._owed = record["owed"]
+
+    def run(self, state: Any, batches: Iterator[Any], *, start: int = 0) -> Any:
         """Trains up to the last step and saves it.
 
         Args:
           state: before step `start` + 1; its buffers are given away.
           batches: from number `start` on.
           start: steps done already.
-          window: of the record that is resumed from.
 
         Returns:
           the last state, saved and committed.
@@ -118,7 +125,6 @@ class Loop:
           Stopped: asked to by a signal, after a committed save.
           UserError: the check says so, a save has failed, or the data have ended.
         """
-        self._window = list(window or [])
         self._marked = start
         try:
             return self._run(state, batches, start)
@@ -129,6 +135,8 @@ class Loop:
         services, schedule = self.services, self.schedule
         compiled = 0
         done = start
+        if self._owed:
+            self._evaluate(state, done)
         while done < schedule.steps:
             if signum := services.stop.poll(done):
                 if done > start:
@@ -209,8 +217,14 @@ class Loop:
 
     def _evaluate(self, state: Any, step: int) -> None:
         self._settle()
-        with self.services.goodput.charge("evaluation"), self.services.watchdog.paused():
-            results = self.evaluate(state, step) if self.evaluate else {}
+        self._owed = True
+        try:
+            with self.services.goodput.charge("evaluation"), self.services.watchdog.paused():
+                with self.services.stop.interruptible():
+                    results = self.evaluate(state, step) if self.evaluate else {}
+        except Interrupted:
+            return  # the loop's next poll saves and stops; the evaluation comes after the resume
+        self._owed = False
         self.services.metrics.write(self.stage, step, {f"eval/{name}": value for name, value in results.items()})
         self.services.progress.note(f"step {step}: " + ", ".join(f"{name} {value:.4f}" for name, value in results.items()))
 
@@ -231,7 +245,8 @@ class Loop:
     def _save(self, state: Any, step: int) -> None:
         self._settle()
         with self.services.goodput.charge("checkpoint"):
-            record = {**self.record, "data": {"batch": step, **self.record.get("data", {})}, "window": self._window}
+            position = self.position() if self.position else {"batch": step}
+            record = {**self.record, "data": position, "window": self._window, "owed": self._owed}
             self.services.checkpoints.save(step, state, record)
         self._saved_at = time.monotonic()
         self.services.watchdog.beat()

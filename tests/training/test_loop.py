@@ -6,6 +6,7 @@ import dataclasses
 import itertools
 import logging
 import math
+import signal
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +16,7 @@ from mmjax.training.checkpoint import Checkpoints
 from mmjax.training.goodput import Goodput
 from mmjax.training.loop import Loop, Schedule, Services, average
 from mmjax.training.metrics import Metrics, read_lines
-from mmjax.training.preemption import StopRequests
+from mmjax.training.preemption import Stopped, StopRequests
 from mmjax.training.profile import ProfileWindow
 from mmjax.training.progress import StageProgress
 from mmjax.training.watchdog import Watchdog
@@ -42,10 +43,12 @@ def make_step():
     return jax.jit(lambda state, batch: ({"x": state["x"] + batch}, {"loss": state["x"] * 1.0, "learning_rate": batch * 1.0}))
 
 
-def run(services, schedule, *, start=0, window=None, step=None, **options):
+def run(services, schedule, *, start=0, record=None, step=None, **options):
     loop = Loop("s", step or make_step(), schedule, services, **options)
     batches = (jnp.float32(k) for k in itertools.count(start))
-    return loop.run({"x": jnp.float32(sum(range(start)))}, batches, start=start, window=window)
+    if record:
+        loop.resume(record)
+    return loop.run({"x": jnp.float32(sum(range(start)))}, batches, start=start)
 
 
 def test_lines_are_means_over_the_interval(services, tmp_path):
@@ -70,7 +73,7 @@ def test_half_filled_averages_survive(services, tmp_path):
     (tmp_path / "again" / "5").rename(tmp_path / "5")
     restored = saved.checkpoints.restore(target)
     assert restored.record["data"] == {"batch": 3} and len(restored.record["window"]) == 3
-    run(services, Schedule(steps=8, log_every=8), start=3, window=restored.record["window"])
+    run(services, Schedule(steps=8, log_every=8), start=3, record=restored.record)
     assert read_lines(tmp_path / "metrics.jsonl")[-1]["train/loss"] == whole
 
 
@@ -107,6 +110,26 @@ def test_evaluates_inside_but_not_at_the_end(services, tmp_path):
     assert seen == [(2, 1.0), (4, 6.0)]
     lines = [line for line in read_lines(tmp_path / "metrics.jsonl") if "eval/vqa/accuracy" in line]
     assert [line["step"] for line in lines] == [2, 4]
+
+
+def test_interrupted_evaluation_is_owed(services, tmp_path):
+    """Stopping does not wait for an evaluation, and the resumed run has its result all the same."""
+
+    def interrupted(state, step):
+        signal.raise_signal(signal.SIGTERM)
+        raise AssertionError("never reached")
+
+    with services.stop, pytest.raises(Stopped) as stopped:
+        run(services, Schedule(steps=6, log_every=10, evaluate_every=2), evaluate=interrupted)
+    assert (stopped.value.code, stopped.value.step) == (143, 2)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    restored = services.checkpoints.restore({"x": jnp.float32(0)})
+    assert restored.step == 2 and restored.record["owed"]
+    again = dataclasses.replace(services, stop=StopRequests())
+    schedule = Schedule(steps=6, log_every=10, evaluate_every=2)
+    run(again, schedule, start=2, record=restored.record, evaluate=lambda state, step: {"x": float(state["x"])})
+    lines = [line for line in read_lines(tmp_path / "metrics.jsonl") if "eval/x" in line]
+    assert [(line["step"], line["eval/x"]) for line in lines] == [(2, 1.0), (4, 6.0)]
 
 
 def test_check_names_steps_and_batches(services):

@@ -120,8 +120,9 @@ def main(arguments: list[str] | None = None):
         schedule = Schedule(steps=options.steps, log_every=3, save_every_steps=options.save_every)
         replayed = metrics.rewind([STAGE], STAGE, start)
         loop = Loop(STAGE, step, schedule, services, check=check, compilations=step._cache_size, replayed=replayed)
-        window = restored.record["window"] if restored else []
-        state = loop.run(restored.state if restored else state, batches(start, options), start=start, window=window)
+        if restored:
+            loop.resume(restored.record)
+        state = loop.run(restored.state if restored else state, batches(start, options), start=start)
         replace_file(options.workdir / "final.txt", str(digests(flatten(state))))
 
 
