@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ from mmjax.decoding.inputs import as_examples, batched, bucket
 from mmjax.decoding.options import DecodingOptions
 from mmjax.decoding.search import Answers, Searcher
 from mmjax.types import Example, UserError
+from mmjax.types.model import Model
 
 PIECE = 8  # tokens between two looks at the text, when streaming or waiting for a stop string
 
@@ -43,7 +44,7 @@ class Answer(str):
 
 
 def generate(
-    model: Any,
+    model: Model,
     examples: Sequence[Example | str] | Example | str,
     *,
     images: Sequence[Any] | None = None,
@@ -79,58 +80,58 @@ def generate(
     stops = (stop_strings,) if isinstance(stop_strings, str) else tuple(stop_strings)
     if stream:
         return _stream(model, asked, chosen, template, stops)
-    batches = answer_batches(model, asked, chosen, template=template, batch_size=batch_size, stop_strings=stops)
+    rows = bucket(max(len(asked), 1), batch_size)
+    batches = answer_batches(model, asked, chosen, template=template, rows=rows, stop_strings=stops)
     return [answer for batch in batches for answer in batch]
 
 
-def make_options(model: Any, options: dict[str, Any]) -> DecodingOptions:
+def make_options(model: Model, options: dict[str, Any]) -> DecodingOptions:
     """Checked options, with the tokenizer's end and padding tokens where none are given."""
     known = [field.name for field in dataclasses.fields(DecodingOptions)]
     unknown = sorted(set(options) - set(known))
     if unknown:
         raise UserError(f"decoding option {unknown[0]!r} is unknown; there are {', '.join(known)}")
+    if model.processor is None:
+        raise UserError("the model came without a tokenizer; put tokenizer.json into its directory")
     end = model.processor.llm.eos_token_id
     return DecodingOptions(**{"eos_token_id": () if end is None else end, "pad_token_id": model.processor.pad_id, **options})
 
 
 def answer_batches(
-    model: Any,
-    examples: Sequence[Example],
+    model: Model,
+    examples: Iterable[Example],
     options: DecodingOptions,
     *,
     template: str | None = None,
-    batch_size: int = 64,
+    rows: int = 64,
     stop_strings: tuple[str, ...] = (),
 ) -> Iterator[list[Answer]]:
     """Answers examples batch by batch; the next batch is prepared while one is decoded.
 
     Args:
-      examples: a sequence, read once in order.
+      examples: read once, in order, a batch ahead.
       options: see `make_options`.
+      rows: examples per batch; a last, smaller batch is filled up with empty rows.
 
     Returns:
-      An iterator over the answers of `batch_size` examples at a time.
+      An iterator over the answers of `rows` examples at a time.
     """
     searcher = searcher_of(model)
-    rows = bucket(max(len(examples), 1), batch_size)
+    parts = batched(examples, rows)
 
-    def prepare(part: list[Example]) -> tuple[int, Any]:
-        return len(part), model.processor.prompts(part, template, rows=rows)
+    def prepare() -> tuple[int, Any] | None:
+        part = next(parts, None)
+        return None if part is None else (len(part), model.processor.prompts(part, template, rows=rows))
 
+    def stopped(answers: Answers) -> np.ndarray:
+        return np.array([cut(text, stop_strings) != text for text in _texts(model, answers)])
+
+    first = 0
     with concurrent.futures.ThreadPoolExecutor(1) as thread:
-        parts = batched(examples, batch_size)
-        ready = thread.submit(prepare, next(parts)) if len(examples) else None
-        first = 0
-        while ready is not None:
-            count, batch = ready.result()
-            following = next(parts, None)
-            ready = None if following is None else thread.submit(prepare, following)
-
-            def stopped(answers: Answers, count: int = count) -> np.ndarray:
-                return np.array(
-                    [cut(text, stop_strings) != text for text in _texts(model, answers)[:count]] + [True] * (rows - count)
-                )
-
+        ready = thread.submit(prepare)
+        while (prepared := ready.result()) is not None:
+            count, batch = prepared
+            ready = thread.submit(prepare)
             answers = searcher.run(
                 model.parameters,
                 batch,
@@ -149,7 +150,7 @@ def answer_batches(
             first += count
 
 
-def searcher_of(model: Any) -> Searcher:
+def searcher_of(model: Model) -> Searcher:
     """The compiled searches of a model, kept on it."""
     return model.cache.setdefault("decoding.search", Searcher(model.definition.bind))
 
@@ -159,7 +160,7 @@ def cut(text: str, stop_strings: Sequence[str]) -> str:
     return text[: min((text.find(stop) for stop in stop_strings if stop in text), default=len(text))]
 
 
-def _texts(model: Any, answers: Answers) -> list[str]:
+def _texts(model: Model, answers: Answers) -> list[str]:
     rows = [tokens[:length] for tokens, length in zip(answers.tokens, answers.lengths, strict=True)]
     return model.processor.llm.batch_decode(rows, skip_special_tokens=True)
 

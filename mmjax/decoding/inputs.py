@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 from PIL import Image
 
+from mmjax.data.media.image import decode_image
 from mmjax.types import Example, Medium, UserError, ask
 from mmjax.types.example import MediumKind
 
@@ -31,7 +32,7 @@ def as_medium(value: MediumLike, kind: MediumKind) -> Medium:
         case bytes() | np.ndarray():
             return Medium(kind, value)
         case Image.Image():
-            return Medium(kind, np.asarray(value.convert("RGB")))
+            return Medium(kind, decode_image(value))
         case str() | os.PathLike():
             try:
                 return Medium(kind, Path(value).read_bytes())
@@ -81,7 +82,7 @@ def as_examples(
     return [convert(number, example) for number, example in enumerate(examples)]
 
 
-def batched(items: Sequence[T], size: int) -> Iterator[list[T]]:
+def batched(items: Iterable[T], size: int) -> Iterator[list[T]]:
     """The items in lists of `size`, the last one shorter."""
     if size < 1:
         raise UserError(f"batch_size must be 1 or more, got {size}")

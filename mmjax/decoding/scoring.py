@@ -17,14 +17,16 @@ from mmjax.data.processor import PROMPT_BUCKET
 from mmjax.data.templates import Piece, Segment, Special, verbatim
 from mmjax.data.templates import template as find_template
 from mmjax.decoding.inputs import as_examples, batched, bucket
+from mmjax.decoding.placement import fetch, place
 from mmjax.objectives.language_modelling import cross_entropy
 from mmjax.types import Batch, Example, UserError
+from mmjax.types.model import Model
 
 CHUNK = 128  # positions whose logits exist at once
 
 
 def score(
-    model: Any,
+    model: Model,
     examples: Sequence[Example | str] | Example | str,
     continuations: Sequence[str] | Sequence[Sequence[str]],
     *,
@@ -64,7 +66,7 @@ def score(
     values: list[float] = []
     for part in batched(pairs, batch_size):
         batch = teacher_batch(model.processor, part, template, rows=rows, end=end)
-        totals, counts = jax.device_get(forward(model.parameters, batch))
+        totals, counts = fetch(forward(model.parameters, place(batch, model.parameters)))
         values += list((totals / np.maximum(counts, 1) if mean else totals)[: len(part)])
 
     table = np.full((len(asked), max(map(len, lists), default=1)), -np.inf, np.float32)

@@ -12,6 +12,7 @@ from numpy import ndarray
 
 from mmjax.decoding import beam, sampling
 from mmjax.decoding.options import DecodingOptions
+from mmjax.decoding.placement import fetch, place
 from mmjax.types import Batch
 
 Parameters = Mapping[str, Array]
@@ -78,6 +79,7 @@ class Searcher:
         if seeds is None:
             seeds = options.seed + np.arange(rows)
         static, knobs = options.split()
+        batch = place(batch, parameters)
         state = self._start(parameters, batch, (np.asarray(seeds) & 0x7FFFFFFF).astype(np.int32), knobs, options=static)
         step, stopped = 1, np.zeros(rows, bool)
         while step < options.max_new_tokens:
@@ -87,7 +89,7 @@ class Searcher:
             yield answers
             if stop is not None:
                 stopped = stopped | stop(answers)
-            if (np.asarray(state.done) | stopped).all():
+            if (fetch(state.done) | stopped).all():
                 return
         if options.max_new_tokens == 1:
             yield _fetch(state)
@@ -103,4 +105,4 @@ def _kind(options: DecodingOptions) -> Any:
 
 
 def _fetch(state: Any) -> Answers:
-    return Answers(*jax.device_get((state.tokens, state.logprobs, state.lengths)))
+    return Answers(*fetch((state.tokens, state.logprobs, state.lengths)))

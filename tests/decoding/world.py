@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import types
 
 import jax
 import numpy as np
@@ -14,6 +13,7 @@ from transformers import PreTrainedTokenizerFast
 from mmjax.data.processor import Processor
 from mmjax.systems.parts import build_definition
 from mmjax.types import Example, Medium, Part, Turn
+from mmjax.types.model import Model
 
 WORDS = "<unk> <pad> </s> [CLS] [SEP] [DEC] <image> question : answer ? what colour how many is there a red blue 0 1 2 yes no"
 PARTS = {
@@ -47,7 +47,7 @@ def make_model():
     parameters = jax.jit(definition.initialise)(jax.random.key(0))
     parameters = {path: value * scale(path) if value.ndim > 1 else value for path, value in parameters.items()}
     processor = Processor(make_tokenizer(), soft_tokens=3, image_size=12, query_length=16)
-    return types.SimpleNamespace(definition=definition, parameters=parameters, processor=processor, config=None, cache={})
+    return Model(definition, parameters, processor, {"parts": PARTS})
 
 
 def pixels(number: int) -> np.ndarray:
