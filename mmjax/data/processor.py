@@ -169,10 +169,11 @@ class Processor:
         Raises:
           UserError: an unusable image, or a query longer than the connector reads.
         """
-        render = verbatim if template_name is None else functools.partial(template(template_name).prompt, seed=seed)
         items = []
         for example in (ask(example) if isinstance(example, str) else example for example in examples):
-            segment = self.tokenise(render(example))
+            segment = self.tokenise(
+                verbatim(example) if template_name is None else template(template_name).prompt(example, seed)
+            )
             if len(segment.query) > self.query_length:
                 raise UserError(
                     f"example {example.id!r}: the connector reads at most {self.query_length} tokens (query_length), "

@@ -73,7 +73,7 @@ class Renderer:
 
     def segments(self, position: int) -> tuple[Example | Unreadable, tuple[TokenisedSegment, ...]]:
         """The example at a position and its tokenised segments."""
-        name, example = self.records[position]
+        name, example = self.records[position]  # pyright: ignore[reportGeneralTypeIssues, reportOptionalIterable]
         if isinstance(example, Unreadable):
             return example, ()
         render = template(self.config.mixture[name].template)
@@ -125,7 +125,7 @@ class Renderer:
                 if item is not None:
                     filled[-1].append(item)
         batch = assemble(filled, self.shape, prior=self.prior)
-        useful = 0 if batch.text is None else int(np.count_nonzero(batch.text.segments))
+        useful = 0 if batch.text is None else int(np.asarray(batch.text.segments).astype(bool).sum())
         return batch, Report(sum(map(len, rows)), tuple(skipped), useful, self.shape.rows * self.shape.length, window, row)
 
 

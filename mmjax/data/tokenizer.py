@@ -51,7 +51,7 @@ def text_encoder(tokenizer: PreTrainedTokenizerFast) -> Callable[[str], tuple[in
     unknown = tokenizer.unk_token_id
     if unknown in (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id):
         unknown = None
-    special = frozenset(tokenizer.all_special_ids) - {unknown}
+    special = {int(token) for token in tokenizer.all_special_ids if token != unknown}
     replacement = () if unknown is None else (unknown,)
 
     @functools.lru_cache(CACHE)
