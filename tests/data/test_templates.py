@@ -44,7 +44,8 @@ def test_text_world_weights(example):
 def test_prompt_is_the_head_of_the_training_segment(name, example):
     segment, prompt = TEMPLATES[name](example(4), 7)[-1], TEMPLATES[name].prompt(example(4), 7)
     heads = zip(prompt.parts, segment.parts, strict=False)
-    assert all(dataclasses.replace(a, weight=0.0) == dataclasses.replace(b, weight=0.0) for a, b in heads if hasattr(a, "weight"))
+    for a, b in heads:  # weights differ: a prompt learns nothing
+        assert a == b or dataclasses.replace(a, weight=0.0) == dataclasses.replace(b, weight=0.0)
     assert [type(part) for part in prompt.parts] == [type(part) for part in segment.parts[: len(prompt.parts)]]
     assert prompt.query == segment.query and prompt.answer == -1
 
