@@ -46,6 +46,15 @@ def prepared(tmp_path_factory):
     return out
 
 
+def test_long_splits_have_several_shards(tmp_path, monkeypatch):
+    monkeypatch.setattr(builder, "RECORDS_PER_SHARD", 15)
+    builder.write(Noise, tmp_path, runner=local.run)
+    assert sorted(file.name[:5] for file in tmp_path.glob("*of-00003")) == ["noise"] * 3
+    source = open_source(tmp_path, "train")
+    assert [source[index].id for index in range(40)] == [f"noise/train/{index}" for index in range(40)]
+    assert len(open_source(tmp_path, "test")) == 5
+
+
 @pytest.fixture
 def copy(prepared, tmp_path):
     """A data set to damage, and its shard of `train`."""
