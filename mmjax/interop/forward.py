@@ -8,6 +8,7 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from mmjax.llms.opt import OPT
 from mmjax.objectives.contrastive import normalise
 from mmjax.systems.multimodal import place
 
@@ -16,8 +17,8 @@ Outputs = dict[str, Array]
 
 
 def causal_lm(system: Any, inputs: Inputs, config: Mapping[str, Any]) -> Outputs:
-    """OPTForCausalLM and LlamaForCausalLM: input_ids [b t], attention_mask [b t] -> logits, last_hidden_state."""
-    return _language_model(system, system.llm.embed(inputs["input_ids"]), _mask(inputs))
+    """OPTForCausalLM and LlamaForCausalLM: input_ids, attention_mask, position_ids [b t] -> logits, last_hidden_state."""
+    return _language_model(system, inputs, system.llm.embed(inputs["input_ids"]))
 
 
 def blip2(system: Any, inputs: Inputs, config: Mapping[str, Any]) -> Outputs:
@@ -38,7 +39,7 @@ def blip2(system: Any, inputs: Inputs, config: Mapping[str, Any]) -> Outputs:
     is_placeholder = inputs["input_ids"] == config["image_token_index"]
     index = jnp.where(is_placeholder, jnp.cumsum(is_placeholder, axis=1) - 1, -1)
     embeddings = place(soft, system.llm.embed(inputs["input_ids"]), index)
-    return _language_model(system, embeddings, _mask(inputs)) | {"image_embeds": features}
+    return _language_model(system, inputs, embeddings) | {"image_embeds": features}
 
 
 def retrieval(system: Any, inputs: Inputs, config: Mapping[str, Any]) -> Outputs:
@@ -75,7 +76,15 @@ def _mask(inputs: Inputs, prefix: str = "", tokens: Array | None = None) -> Int[
     return jnp.ones_like(inputs["input_ids"] if tokens is None else tokens) if mask is None else mask
 
 
-def _language_model(system: Any, embeddings: Float[Array, "b t d"], mask: Int[Array, "b t"]) -> Outputs:
-    positions = jnp.maximum(jnp.cumsum(mask, axis=1) - 1, 0)
-    hidden, _ = system.llm(embeddings, positions, (mask > 0).astype(jnp.int32))
+def _language_model(system: Any, inputs: Inputs, embeddings: Float[Array, "b t d"]) -> Outputs:
+    hidden, _ = system.llm(embeddings, _positions(system.llm, inputs), (_mask(inputs) > 0).astype(jnp.int32))
     return {"logits": system.llm.logits(hidden)[..., : system.llm.config.vocab], "last_hidden_state": hidden}
+
+
+def _positions(llm: Any, inputs: Inputs) -> Int[Array, "b t"]:
+    """As the class numbers them when it is not told: OPT counts what the mask lets through, the others count padding too."""
+    if inputs.get("position_ids") is not None:
+        return jnp.broadcast_to(inputs["position_ids"], inputs["input_ids"].shape)
+    if isinstance(llm, OPT):
+        return jnp.maximum(jnp.cumsum(_mask(inputs), axis=1) - 1, 0)
+    return jnp.broadcast_to(jnp.arange(inputs["input_ids"].shape[1]), inputs["input_ids"].shape)

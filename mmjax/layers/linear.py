@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from mmjax.layers.parameters import Initialiser, fan_in_uniform, normal, parameter, zeros
+from mmjax.layers.parameters import Initialiser, fan_in_normal, fan_in_uniform, normal, parameter, zeros
 
 
 class Linear(nnx.Module):
@@ -30,7 +30,7 @@ class Linear(nnx.Module):
         bias: bool = True,
         init: Initialiser | None = None,
     ):
-        self.kernel = parameter((inputs, outputs), axes, init or normal(0.02))
+        self.kernel = parameter((inputs, outputs), axes, init or fan_in_normal)
         self.bias = parameter((outputs,), (axes[1],), zeros) if bias else None
         self.lora_a: nnx.Param | None = None
         self.lora_b: nnx.Param | None = None
@@ -48,8 +48,9 @@ class Linear(nnx.Module):
         """Adds a fresh adapter: A uniform by fan-in, B zero, so that it changes nothing yet."""
         *layers, inputs, outputs = self.kernel.get_value().shape
         *layer_axes, input_axis, output_axis = self.kernel.axes
-        self.lora_a = parameter((*layers, inputs, rank), (*layer_axes, input_axis, None), fan_in_uniform)
-        self.lora_b = parameter((*layers, rank, outputs), (*layer_axes, None, output_axis), zeros)
+        # The attributes were None, which NNX took for static; `nnx.data` says that they hold parameters now.
+        self.lora_a = nnx.data(parameter((*layers, inputs, rank), (*layer_axes, input_axis, None), fan_in_uniform))
+        self.lora_b = nnx.data(parameter((*layers, rank, outputs), (*layer_axes, None, output_axis), zeros))
         self.lora_scale = scale
 
 

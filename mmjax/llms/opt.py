@@ -113,11 +113,11 @@ class OPT(nnx.Module):
 
 
 def weight_table(config: OPTConfig) -> Table:
-    """Weights in the layout of Hugging Face's OPTForCausalLM."""
+    """Weights in the layout of Hugging Face's OPTForCausalLM; old files leave out the leading "model."."""
     layers = range(config.layers)
     block = "model.decoder.layers.{layer}."
     names = {"query": "q_proj", "key": "k_proj", "value": "v_proj", "output": "out_proj"}
-    return [
+    table = [
         Entry("token_embedding.table", "model.decoder.embed_tokens.weight", vocab=config.vocab),
         Entry("token_embedding.table", "lm_head.weight", vocab=config.vocab, duplicate=True),
         Entry("position_embedding.table", "model.decoder.embed_positions.weight"),
@@ -132,3 +132,4 @@ def weight_table(config: OPTConfig) -> Table:
         *linear("layers.mlp.down", f"{block}fc2", layers=layers),
         *norm("norm", "model.decoder.final_layer_norm"),
     ]
+    return [dataclasses.replace(entry, theirs=(entry.theirs, entry.theirs.removeprefix("model."))) for entry in table]

@@ -1,0 +1,204 @@
+"""Our models compute what the Hugging Face classes compute, and go there and back without losing a bit."""
+
+from __future__ import annotations
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from safetensors import safe_open
+
+import mmjax
+from mmjax.interop import hf_forward
+from mmjax.parallel.mesh import make_mesh
+from mmjax.types import Model, UserError
+from tests.interop import tiny
+
+TOLERANCE = {"rtol": 0, "atol": 1e-4}
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    """name -> (directory, Hugging Face model), made once."""
+    made = {}
+
+    def get(name):
+        if name not in made:
+            directory = tmp_path_factory.mktemp(name)
+            made[name] = directory, tiny.make(name, directory)
+        return made[name]
+
+    return get
+
+
+def stored(directory):
+    with safe_open(directory / "model.safetensors", "np") as file:
+        return {key: file.get_tensor(key) for key in file.keys()}, file.metadata()
+
+
+@pytest.mark.parametrize("name", [name for name in tiny.MODELS if name != "retrieval"])
+def test_logits_are_those_of_transformers(models, name):
+    directory, reference = models(name)
+    arrays = tiny.inputs(name)
+    expected = tiny.outputs(reference, arrays)["logits"]
+    got = hf_forward(mmjax.from_pretrained(directory), arrays)["logits"]
+    read = arrays["attention_mask"] > 0
+    assert got.dtype == np.float32 and got.shape == expected.shape
+    assert expected[read].std() > 0.5
+    np.testing.assert_allclose(got[read], expected[read], **TOLERANCE)
+
+
+@pytest.mark.parametrize("matching", [False, True])
+def test_retrieval_scores_are_those_of_transformers(models, matching):
+    directory, reference = models("retrieval")
+    arrays = {**tiny.inputs("retrieval"), "use_image_text_matching_head": matching}
+    expected, got = tiny.outputs(reference, arrays), hf_forward(mmjax.from_pretrained(directory), arrays)
+    assert set(got) == {"logits_per_image", "logits_per_text", "text_embeds", "image_embeds"}
+    visible = arrays["attention_mask"] > 0  # with the matching head, text_embeds holds padding too
+    for key, value in got.items():
+        rows = visible if matching and key == "text_embeds" else ...
+        np.testing.assert_allclose(value[rows], expected[key][rows], **TOLERANCE, err_msg=key)
+
+
+def test_right_padding_and_no_mask(models):
+    directory, reference = models("instructblip_opt")
+    model = mmjax.from_pretrained(directory)
+    arrays = tiny.inputs("instructblip_opt")
+    arrays["attention_mask"] = arrays["attention_mask"][:, ::-1].copy()
+    arrays["attention_mask"][:, : tiny.QUERIES] = 1
+    read = arrays["attention_mask"] > 0
+    got, expected = hf_forward(model, arrays)["logits"], tiny.outputs(reference, arrays)["logits"]
+    np.testing.assert_allclose(got[read], expected[read], **TOLERANCE)
+    whole = {key: value for key, value in arrays.items() if not key.endswith("mask")}
+    np.testing.assert_allclose(hf_forward(model, whole)["logits"], tiny.outputs(reference, whole)["logits"], **TOLERANCE)
+
+
+@pytest.mark.parametrize("name", tiny.MODELS)
+def test_there_and_back_is_equal_to_the_byte(models, tmp_path, name):
+    directory, reference = models(name)
+    model = mmjax.from_pretrained(directory)
+    export = mmjax.save_pretrained(model, tmp_path)
+    (before, _), (after, metadata) = stored(directory), stored(tmp_path)
+    assert metadata == {"format": "pt"}
+    assert before.keys() == after.keys()
+    assert all(before[key].dtype == after[key].dtype and before[key].tobytes() == after[key].tobytes() for key in before)
+    _, report = type(reference).from_pretrained(tmp_path, output_loading_info=True)
+    assert not any(report.values()), report
+    assert export.architecture == type(reference).__name__
+    heads = {path.rpartition("heads.")[2] for path in export.left_out}
+    stage1_only = {"temperature", "bias", "transform.kernel", "transform.bias", "transform_norm.scale", "transform_norm.bias"}
+    assert heads == (stage1_only if name == "retrieval" else set())
+    assert set(model.config["absent"]) == set(export.left_out)
+
+
+@pytest.mark.parametrize("name", ["llama", "instructblip_opt"])
+def test_both_layouts_of_the_saver_are_read(tmp_path, name):
+    arrays = tiny.inputs(name)
+    results = []
+    for original in (True, False):
+        tiny.make(name, tmp_path / str(original), save_original_format=original)
+        results.append(hf_forward(mmjax.from_pretrained(tmp_path / str(original)), arrays)["logits"])
+    np.testing.assert_array_equal(*results)
+
+
+def test_config_of_transformers_4(models, tmp_path):
+    """`rope_theta` at the top, no `rope_parameters`, and an OPT file whose keys lack the leading `model.`."""
+    for name, rename in (("llama", ""), ("opt", "model.")):
+        directory, reference = models(name)
+        target = tmp_path / name
+        target.mkdir()
+        config = json.loads((directory / "config.json").read_text())
+        config |= {"rope_theta": (config.pop("rope_parameters", None) or {}).get("rope_theta", 0)}
+        (target / "config.json").write_text(json.dumps(config))
+        tensors = {key.removeprefix(rename): value for key, value in stored(directory)[0].items()}
+        from safetensors.numpy import save_file
+
+        save_file(tensors, target / "model.safetensors")
+        arrays = {"input_ids": np.arange(3, 11)[None]}
+        got = hf_forward(mmjax.from_pretrained(target), arrays)["logits"]
+        np.testing.assert_allclose(got, tiny.outputs(reference, arrays)["logits"], **TOLERANCE)
+
+
+def test_every_device_gets_its_own_slices(models):
+    directory, _ = models("instructblip_llama")
+    mesh = make_mesh({"fsdp": 4, "tensor": 2})
+    whole, split = mmjax.from_pretrained(directory), mmjax.from_pretrained(directory, mesh=mesh)
+    kernel = split.parameters["llm.layers.mlp.up.kernel"]
+    assert len(kernel.sharding.device_set) == 8 and kernel.addressable_shards[0].data.size * 8 == kernel.size
+    for path, value in whole.parameters.items():
+        np.testing.assert_array_equal(value, split.parameters[path], err_msg=path)
+    arrays = tiny.inputs("instructblip_llama")
+    np.testing.assert_allclose(hf_forward(split, arrays)["logits"], hf_forward(whole, arrays)["logits"], **TOLERANCE)
+
+
+def test_dtype_is_the_file_s_or_what_is_asked(models, tmp_path):
+    directory, _ = models("opt")
+    half = mmjax.from_pretrained(directory, dtype=jnp.bfloat16)
+    assert {str(value.dtype) for value in half.parameters.values()} == {"bfloat16"}
+    mmjax.save_pretrained(half, tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())["dtype"] == "bfloat16"
+    again = mmjax.from_pretrained(tmp_path)
+    for path, value in half.parameters.items():
+        assert again.parameters[path].dtype == jnp.bfloat16
+        np.testing.assert_array_equal(
+            np.asarray(value, np.float32), np.asarray(again.parameters[path], np.float32), err_msg=path
+        )
+
+
+def test_adapters_are_merged_on_the_way_out(models, tmp_path):
+    from mmjax.systems.parts import build_definition
+
+    directory, _ = models("opt")
+    plain = mmjax.from_pretrained(directory)
+    definition = build_definition(plain.config["parts"], ((r"llm\..*query\.kernel", 2),), 6.0)
+    adapted = definition.initialise(jax.random.key(0)) | dict(plain.parameters)
+    adapted = {path: value + 0.3 * (path.endswith("lora_b")) for path, value in adapted.items()}
+    model = Model(definition, adapted, None, plain.config)
+    arrays = tiny.inputs("opt")
+    expected = hf_forward(model, arrays)["logits"]
+    assert np.abs(expected - hf_forward(plain, arrays)["logits"]).max() > 0.1
+    mmjax.save_pretrained(model, tmp_path)
+    np.testing.assert_allclose(hf_forward(mmjax.from_pretrained(tmp_path), arrays)["logits"], expected, **TOLERANCE)
+
+
+def edited(models, tmp_path, name, **changes):
+    directory, _ = models(name)
+    config = json.loads((directory / "config.json").read_text())
+    for key, value in changes.items():
+        config.pop(key, None) if value is None else config.update({key: value})
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "model.safetensors").write_bytes((directory / "model.safetensors").read_bytes())
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "message"),
+    [
+        ("opt", {"architectures": ["OPTForCausalLn"]}, "did you mean 'OPTForCausalLM'"),
+        ("opt", {"hidden_size": None}, "lacks 'hidden_size'"),
+        ("opt", {"do_layer_norm_before": False}, "do_layer_norm_before=False; only True"),
+        ("opt", {"ffn_dim": 48}, r"8 of another shape: .*fc1.weight \[2\]|expected \(48, 20\), got \(40, 20\)"),
+        ("opt", {"num_hidden_layers": 3}, r"16 missing: .*layers.2.fc1.weight"),
+        ("opt", {"num_hidden_layers": 1}, r"16 unexpected: "),
+        ("llama", {"rope_parameters": {"rope_type": "llama3"}}, "rotary type 'llama3'"),
+        ("llama", {"tie_word_embeddings": True}, "1 different from the tensor that it should repeat: lm_head.weight"),
+        ("llama_tied", {"tie_word_embeddings": False}, "1 missing: lm_head.weight"),
+    ],
+)
+def test_what_does_not_fit_is_told_in_one_line(models, tmp_path, name, changes, message):
+    with pytest.raises(UserError, match=message) as error:
+        mmjax.from_pretrained(edited(models, tmp_path, name, **changes))
+    assert "\n" not in str(error.value)
+
+
+def test_inputs_are_checked(models, tmp_path):
+    with pytest.raises(UserError, match="config.json does not exist"):
+        mmjax.from_pretrained(tmp_path)
+    model = mmjax.from_pretrained(models("blip2")[0])
+    arrays = tiny.inputs("blip2")
+    with pytest.raises(UserError, match=r"expected 3 placeholders .* got \[2, 2\]"):
+        hf_forward(model, {key: value[:, 1:] if value.ndim == 2 else value for key, value in arrays.items()})
+    with pytest.raises(UserError, match="expected ids from 0 to 49"):
+        hf_forward(model, {**arrays, "input_ids": arrays["input_ids"] + 1})
