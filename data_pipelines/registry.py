@@ -7,7 +7,6 @@ import fcntl
 import hashlib
 import importlib
 import json
-import logging
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -94,7 +93,6 @@ def prepare(name: str, out: str | Path, raw: str | Path | None = None, runner: s
     with _alone(out):
         state = _state(name, out, limit)
         if state == "complete":
-            logging.info("%s is complete: nothing to do", out)
             return False
         prefix = f".{out.name}.partial-"
         for left in out.parent.glob(prefix + "*"):  # of runs that were killed: we hold the lock
