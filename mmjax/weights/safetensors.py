@@ -233,10 +233,10 @@ def save_file(path: Path, tensors: Mapping[str, Tensor]) -> Path:
 
 
 def _value(key: str, tensor: Tensor) -> memoryview:
-    value = np.ascontiguousarray(tensor.load())
+    value = tensor.load()
     if value.shape != tensor.shape or value.dtype != tensor.dtype:
         raise ValueError(f"{key}: announced {tensor.shape} {tensor.dtype}, got {value.shape} {value.dtype}")
-    return value.reshape(-1).view(np.uint8).data
+    return np.ascontiguousarray(value).reshape(-1).view(np.uint8).data
 
 
 def replace(path: Path, pieces: Iterable[Any]) -> None:

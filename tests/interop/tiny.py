@@ -10,7 +10,8 @@ import transformers
 
 PLACEHOLDER, QUERIES = 49, 3
 VISION = {
-    "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2, "image_size": 28, "patch_size": 14,
+    "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2, "image_size": 28,
+    "patch_size": 14,
 }  # fmt: skip
 QFORMER = {
     "vocab_size": 40, "hidden_size": 24, "num_hidden_layers": 4, "num_attention_heads": 2, "intermediate_size": 48,
@@ -88,7 +89,8 @@ def inputs(name: str) -> dict[str, np.ndarray]:
     if name == "retrieval":
         text, text_mask = query, query_mask
     common = {
-        "input_ids": np.concatenate([slots, text], 1), "attention_mask": np.concatenate([seen, text_mask], 1), "pixel_values": pixels,
+        "input_ids": np.concatenate([slots, text], 1), "attention_mask": np.concatenate([seen, text_mask], 1),
+        "pixel_values": pixels,
     }  # fmt: skip
     if name.startswith("instructblip"):
         return {**common, "qformer_input_ids": query, "qformer_attention_mask": query_mask}
