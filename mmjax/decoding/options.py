@@ -47,11 +47,11 @@ class DecodingOptions:
     min_new_tokens: int = 0
     num_beams: int = 1
     do_sample: bool = False
-    temperature: float = 1.0
+    temperature: float | int = 1.0
     top_k: int = 0
-    top_p: float = 1.0
-    length_penalty: float = 1.0
-    repetition_penalty: float = 1.0
+    top_p: float | int = 1.0
+    length_penalty: float | int = 1.0
+    repetition_penalty: float | int = 1.0
     early_stopping: bool | str = False
     eos_token_id: int | tuple[int, ...] = ()
     pad_token_id: int = 0

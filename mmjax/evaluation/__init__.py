@@ -1,0 +1,1 @@
+"""Evaluations of a model, and the report of a run."""

@@ -10,7 +10,8 @@ import dataclasses
 import re
 from typing import Any
 
-from mmjax.data.config import DataConfig, SourceConfig, TokenizerConfig
+from mmjax.data.config import DataConfig, TokenizerConfig
+from mmjax.evaluation.config import EvaluationConfig
 
 Rules = tuple[tuple[str, Any], ...]
 
@@ -188,32 +189,6 @@ class Stage:
             check_rules(name, getattr(self, name))
         if self.data.rows % self.optimizer.accumulation:
             raise ValueError(f"data.rows={self.data.rows} is not divisible by optimizer.accumulation={self.optimizer.accumulation}")
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class EvaluationConfig:
-    """One evaluation.
-
-    Args:
-      source: the examples, with the template that renders the prompts.
-      metric: an entry of `mmjax.evaluation.METRICS`.
-      limit: first examples only; 0 = all.
-      batch_size: rows decoded at once.
-      max_new_tokens, num_beams: of decoding.
-      control: also score with the pictures of other examples ("swapped"), to show how much is answered blindly; "" = no.
-    """
-
-    source: SourceConfig
-    metric: str = "exact_match"
-    limit: int = 0
-    batch_size: int = 64
-    max_new_tokens: int = 8
-    num_beams: int = 1
-    control: str = ""
-
-    def __post_init__(self):
-        if self.control not in ("", "swapped"):
-            raise ValueError(f"control must be '' or 'swapped', got {self.control!r}")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
