@@ -56,5 +56,6 @@ def array_digest(x: Shaped[Array, "..."]) -> tuple[UInt32[Array, ""], UInt32[Arr
 
 def digests(leaves: Mapping[str, Array]) -> dict[str, str]:
     """The digest of every leaf as 16 hexadecimal digits, by path. Blocks until the leaves are computed."""
-    halves = jax.device_get({path: array_digest(leaf) for path, leaf in leaves.items()})
+    # One after the other: many programs with collectives under way at once starve the virtual devices of a CPU.
+    halves = {path: jax.device_get(array_digest(leaf)) for path, leaf in leaves.items()}
     return {path: f"{int(first):08x}{int(second):08x}" for path, (first, second) in halves.items()}

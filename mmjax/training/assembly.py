@@ -1,0 +1,147 @@
+"""A stage put together: its model, rules, mesh and shardings before any array exists, and then the arrays.
+
+Where the values of a parameter come from, first that applies:
+  1. the last checkpoint of the latest stage that has trained it,
+  2. the directory that its part names as `source`,
+  3. a draw from (the run's seed, its path).
+Frozen parameters are therefore never stored by a run: the same three questions give them again, bit for bit.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Collection, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding
+from jaxtyping import Array
+
+from mmjax.interop.pretrained import from_pretrained
+from mmjax.layers.parameters import Definition, Parameters
+from mmjax.parallel.axes import shardings
+from mmjax.parallel.mesh import make_mesh
+from mmjax.systems.parts import build_definition
+from mmjax.training.optimizer import Optimizer, make_optimizer
+from mmjax.training.rules import Resolved, resolve
+from mmjax.training.stage import Experiment, Stage
+from mmjax.training.state import State, abstract_parameters, abstract_state, init_parameters, init_state, partition
+from mmjax.types import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Assembly:
+    """A stage without arrays.
+
+    Args:
+      stage: its config.
+      definition: its model, adapters included.
+      rules: what the stage's rules say of every parameter.
+      mesh: its devices.
+      shardings: of every parameter.
+      optimizer: over the trainable parameters.
+      state, frozen: shapes, dtypes and shardings.
+    """
+
+    stage: Stage
+    definition: Definition
+    rules: Resolved
+    mesh: Mesh
+    shardings: dict[str, NamedSharding]
+    optimizer: Optimizer
+    state: State
+    frozen: dict[str, jax.ShapeDtypeStruct]
+
+
+def assemble(experiment: Experiment, stage: Stage, mesh: Mesh | None = None) -> Assembly:
+    """Puts a stage together.
+
+    Args:
+      mesh: None = the one that the stage's config asks for.
+
+    Raises:
+      UserError: the parts, rules or mesh do not fit.
+    """
+    definition = build_definition(experiment.parts, stage.lora, stage.lora_alpha)
+    rules = resolve(stage, definition.specs)
+    mesh = make_mesh(dataclasses.asdict(stage.mesh), stage=stage.name) if mesh is None else mesh
+    placement = shardings(definition.specs, mesh, rules.sharding, stage=stage.name)
+    trainable, frozen = partition(abstract_parameters(definition.specs, rules.dtype, placement), rules.trainable)
+    optimizer = make_optimizer(stage.optimizer, stage.steps, rules.learning_rate, rules.weight_decay)
+    state = abstract_state(trainable, optimizer, placement, ema=bool(stage.optimizer.ema))
+    return Assembly(stage, definition, rules, mesh, placement, optimizer, state, frozen)
+
+
+def stage_seed(seed: int, stage: str) -> int:
+    """The seed of a stage's data order and dropout: stages differ, and none depends on which others there are."""
+    return int.from_bytes(hashlib.sha256(f"{seed}/{stage}".encode()).digest()[:4], "little") >> 1
+
+
+def fill(assembly: Assembly, experiment: Experiment, trained: Mapping[str, Array], paths: Collection[str]) -> Parameters:
+    """The values of these parameters before the stage, in its dtypes and on its devices.
+
+    Args:
+      assembly: of the stage.
+      experiment: names seed and sources.
+      trained: what earlier stages have trained, on any mesh.
+      paths: of the parameters wanted.
+
+    Raises:
+      UserError: an earlier stage has trained what this one has no place for, or a source does not fit its part.
+    """
+    specs = assembly.definition.specs
+    homeless = [path for path in trained if path not in specs]
+    if homeless:
+        raise UserError(
+            f"an earlier stage has trained {homeless[0]} (and {len(homeless) - 1} more), for which stage "
+            f"{assembly.stage.name!r} has no place; give --config.stages.{assembly.stage.name}.lora the same rules"
+        )
+    values = {path: trained[path] for path in paths if path in trained}
+    for name, part in experiment.parts.items():
+        wanted = [path for path in paths if path not in values and path.startswith(f"{name}.")]
+        if part.get("source") and wanted:
+            values |= _read_source(assembly, name, part["source"], wanted)
+    values = {path: _place(assembly, path, value) for path, value in values.items()}
+    rest = {path: specs[path] for path in paths if path not in values}
+    if rest:
+        values |= init_parameters(
+            Definition(assembly.definition.graphdef, rest),
+            jax.random.key(experiment.seed),
+            assembly.rules.dtype,
+            {path: assembly.shardings[path] for path in rest},
+        )
+    return {path: values[path] for path in paths}
+
+
+def first_state(assembly: Assembly, experiment: Experiment, trained: Mapping[str, Array]) -> State:
+    """The state before the first step of a stage."""
+    trainable = fill(assembly, experiment, trained, list(assembly.state.trainable))
+    key = jax.random.key(stage_seed(experiment.seed, assembly.stage.name))
+    ema = bool(assembly.stage.optimizer.ema)
+    return init_state(trainable, assembly.optimizer, assembly.shardings, key=key, ema=ema)
+
+
+def _place(assembly: Assembly, path: str, value: Array) -> Array:
+    """A value in the stage's dtype on the stage's devices."""
+    spec = assembly.definition.specs[path]
+    if value.shape != spec.shape:
+        raise UserError(f"{path}: the config makes it {list(spec.shape)}, its stored values are {list(value.shape)}")
+    return jax.device_put(value.astype(jnp.dtype(assembly.rules.dtype[path])), assembly.shardings[path])
+
+
+def _read_source(assembly: Assembly, part: str, source: str, paths: Collection[str]) -> dict[str, Array]:
+    """A part's weights from a directory in Hugging Face layout; what that directory does not store is left to be drawn."""
+    model = from_pretrained(source, mesh=assembly.mesh)
+    absent: Any = model.config.get("absent", ())
+    found = {path: model.parameters[path] for path in paths if path in model.parameters and path not in absent}
+    if not found:
+        raise UserError(f"--config.parts.{part}.source={source} holds no weights of {part}")
+    missing = [path for path in paths if path not in found and path not in absent and ".lora_" not in path]
+    if missing:
+        raise UserError(
+            f"--config.parts.{part}.source={source} lacks {missing[0]} (and {len(missing) - 1} more): the sizes in "
+            f"--config.parts.{part} are not those of the stored model"
+        )
+    return found

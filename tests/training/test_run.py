@@ -1,0 +1,268 @@
+"""Whole runs: stages in order, resumed at any point, refused when the workdir is another's."""
+
+from __future__ import annotations
+
+import copy
+import json
+import shutil
+import signal
+
+import jax
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+import data_pipelines
+from mmjax.training import run as run_module
+from mmjax.training.checkpoint import Checkpoints
+from mmjax.training.metrics import read_lines
+from mmjax.training.preemption import Stopped
+from mmjax.training.run import load_model, train
+from mmjax.types import UserError
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    path = tmp_path_factory.mktemp("data") / "shapes"
+    data_pipelines.prepare("shapes", path, limit=40)
+    return path
+
+
+@pytest.fixture
+def config(world):
+    """A language model, then a BLIP-2 around it, at the smallest width that runs."""
+
+    def source(template, split="train"):
+        return {"path": str(world), "split": split, "template": template}
+
+    def stage(template, trainable, **data):
+        return {
+            "steps": 6,
+            "objective": {"name": "language_modelling"},
+            "data": {"mixture": {"shapes": source(template)}, "rows": 8, "image_size": 12, **data},
+            "optimizer": {"learning_rate": 3e-3},
+            "trainable": trainable,
+            "log_every": 2,
+        }
+
+    def trunk(**more):
+        return {"width": 16, "layers": 1, "heads": 2, "ffn": 32, **more}
+
+    return {
+        "name": "test",
+        "system": "blip2",
+        "parts": {
+            "encoders": {"image": {"family": "vit", "image_size": 12, "patch_size": 6, **trunk()}},
+            "connectors": {
+                "image": {"family": "qformer", "queries": 2, "frequency": 1, "encoder_width": 16, "vocab": 0, "output_width": 16, **trunk()}
+            },
+            "llm": {"family": "opt", "vocab": 128, "max_positions": 208, **trunk()},
+        },
+        "tokenizers": {"llm": str(world / "tokenizer")},
+        "stages": {
+            "lm": stage("document", [[r"llm\..*", True], [".*", False]], length=200, media=0),
+            "caption": stage("caption", [[r"llm\..*", False], [".*", True]], length=48, soft_tokens=2)
+            | {"evaluate": ["test"], "evaluate_every": 2},
+        },
+        "evaluations": {"test": {"source": source("question_answer", "test")}},
+        "checkpoint": {"every_steps": 2, "every_seconds": 0.0},
+        "logging": {"tensorboard": False, "hang_seconds": 0.0},
+    }
+
+
+@pytest.fixture
+def evaluated(monkeypatch):
+    """Stands in for the evaluations, which have tests of their own: the mean of the model's weights."""
+    calls = []
+
+    def evaluate_model(model, name, source, *, limit, **options):
+        calls.append((name, len(source), limit))
+        return {"mean": float(np.mean([np.abs(np.asarray(value)).mean() for value in model.parameters.values()]))}
+
+    monkeypatch.setattr(run_module, "evaluate_model", evaluate_model)
+    return calls
+
+
+@pytest.fixture(autouse=True)
+def report(monkeypatch):
+    monkeypatch.setattr(run_module, "write_report", lambda workdir: (workdir / "report.html").write_text(""))
+
+
+def curve(workdir):
+    keep = ("stage", "step")
+    lines = read_lines(workdir / "metrics.jsonl")
+    return [{k: v for k, v in line.items() if k in keep or k.startswith(("train/", "eval/"))} for line in lines]
+
+
+def parameters(workdir):
+    return {path: np.asarray(value) for path, value in load_model(workdir).parameters.items()}
+
+
+def assert_same(workdir, reference):
+    assert curve(workdir) == curve(reference)
+    ours, theirs = parameters(workdir), parameters(reference)
+    assert all((ours[path] == theirs[path]).all() for path in theirs)
+
+
+@pytest.fixture
+def finished(config, tmp_path, evaluated):
+    summary = train(config, tmp_path / "whole")
+    assert summary["caption"]["step"] == 6 and summary["lm"]["train"]["loss"] > 0
+    return tmp_path / "whole"
+
+
+def test_whole_run(config, finished, evaluated, capsys):
+    assert evaluated == [("test", 40, 200), ("test", 40, 200), ("test", 40, 0)]
+    steps = [(line["stage"], line["step"], "eval/test/mean" in line) for line in curve(finished)]
+    lm = [("lm", step, False) for step in (2, 4, 6)]
+    caption = [("caption", step, evaluated_there) for step in (2, 4, 6) for evaluated_there in (False, True)]
+    assert steps == lm + caption
+    names = {path.name for path in finished.iterdir()}
+    assert {"config.json", "parts.json", "metrics.jsonl", "checkpoints", "tokenizer", "report.html"} <= names
+    assert Checkpoints(finished / "checkpoints" / "lm").steps() == [4, 6]
+
+    before = curve(finished)
+    train(ConfigDict(config), finished)
+    assert curve(finished) == before and len(evaluated) == 3, "nothing is left to do"
+
+
+def test_stages_build_on_each_other(config, finished, evaluated, tmp_path):
+    """The captioning stage keeps, bit for bit, the language model that the stage before has trained."""
+    whole, lm = parameters(finished), load_model(finished, stage="lm").parameters
+    assert set(lm) == set(whole)
+    for path, value in whole.items():
+        same = (np.asarray(lm[path]) == value).all()
+        assert same or not path.startswith("llm.")
+    assert any((np.asarray(lm[path]) != value).any() for path, value in whole.items())
+    with pytest.raises(UserError, match="checkpoints of lm, caption; train vqa first"):
+        load_model(finished, stage="vqa")
+
+
+@pytest.fixture
+def at(monkeypatch):
+    """Does something at a step of a stage, or in its evaluations."""
+    check, evaluate = run_module.guard.check, run_module.evaluate_model
+
+    def make(step, action, *, evaluating=False):
+        def checked(config, metrics, number, **options):
+            if number == step and not evaluating:
+                action()
+            check(config, metrics, number, **options)
+
+        def evaluated(*arguments, **options):
+            if evaluating:
+                action()
+            return evaluate(*arguments, **options)
+
+        monkeypatch.setattr(run_module.guard, "check", checked)
+        monkeypatch.setattr(run_module, "evaluate_model", evaluated)
+
+    return make
+
+
+def sigterm():
+    signal.raise_signal(signal.SIGTERM)
+
+
+class Killed(BaseException):
+    pass
+
+
+def kill():
+    raise Killed
+
+
+def test_stopped_and_resumed(config, evaluated, finished, at, tmp_path):
+    """Stopped in the first stage, in an evaluation inside the second, at its last step, and in its final evaluation."""
+    workdir, handler = tmp_path / "stopped", signal.getsignal(signal.SIGTERM)
+    for stop, stage, step in (
+        ({"step": 3}, "lm", 4),
+        ({"step": 0, "evaluating": True}, "caption", 2),
+        ({"step": 6}, "caption", 6),
+        ({"step": 0, "evaluating": True}, "caption", 6),
+    ):
+        at(**stop, action=sigterm)
+        with pytest.raises(Stopped) as stopped:
+            train(config, workdir)
+        assert (stopped.value.code, stopped.value.stage, stopped.value.step) == (143, stage, step)
+        signal.signal(signal.SIGTERM, handler)
+    at(step=0, action=sigterm)
+    train(config, workdir)
+    assert_same(workdir, finished)
+
+
+def test_killed_and_resumed(config, evaluated, finished, at, tmp_path):
+    workdir = tmp_path / "killed"
+    for step, evaluating in ((3, False), (5, False), (0, True), (5, False)):
+        at(step=step, action=kill, evaluating=evaluating)
+        with pytest.raises(Killed):
+            train(config, workdir)
+    at(step=0, action=kill)
+    train(config, workdir)
+    assert_same(workdir, finished)
+
+
+def test_damaged_last_checkpoint_of_a_finished_stage(config, evaluated, finished, caplog):
+    before, lm = curve(finished), finished / "checkpoints" / "lm"
+    shutil.rmtree(finished / "checkpoints" / "caption")
+    record = lm / "6" / "record" / "metadata"
+    record.write_bytes(record.read_bytes().replace(b'"step"', b'"stop"'))
+    train(config, finished)
+    assert "CHECKPOINT DAMAGED" in caplog.text and (lm / "6.damaged").exists()
+    assert curve(finished) == before
+
+
+def test_single_stage(config, evaluated, tmp_path):
+    with pytest.raises(UserError, match="--stage=vqa: the config has the stages lm, caption"):
+        train(config, tmp_path, stage="vqa")
+    with pytest.raises(UserError, match="stage 'lm' is not finished in .*--stage=lm"):
+        train(config, tmp_path, stage="caption")
+    assert set(train(config, tmp_path, stage="lm")) == {"lm"}
+
+
+def test_workdir_of_another_config_is_refused(config, evaluated, finished):
+    other = copy.deepcopy(config)
+    other["stages"]["lm"]["optimizer"]["learning_rate"] = 1e-2
+    other["seed"] = 1
+    with pytest.raises(
+        UserError, match=r"holds a run of 'test' with another config: seed: 0 -> 1; stages.lm.optimizer.*--workdir"
+    ):
+        train(other, finished)
+    free = copy.deepcopy(config)
+    free["checkpoint"]["keep"] = 5
+    free["logging"]["hang_seconds"] = 100.0
+    free["stages"]["lm"]["mesh"] = {"fsdp": 2, "replica": -1}
+    train(free, finished)
+    assert json.loads((finished / "config.json").read_text())["checkpoint"]["keep"] == 5
+
+
+def test_changed_data_are_refused(config, evaluated, at, tmp_path, world):
+    at(step=3, action=kill)
+    with pytest.raises(Killed):
+        train(config, tmp_path)
+    other = tmp_path / "other"
+    data_pipelines.prepare("shapes", other, limit=30)
+    config["stages"]["lm"]["data"]["mixture"]["shapes"]["path"] = str(other)
+    with pytest.raises(UserError, match="data of stage 'lm' are not those .* up to step 2"):
+        train(config, tmp_path)
+
+
+def test_resumes_on_another_mesh(config, evaluated, finished, at, tmp_path):
+    """Saved on all devices, restored onto a different arrangement of them: the same state, so nearly the same losses."""
+    workdir = tmp_path / "mesh"
+    config["stages"]["lm"]["mesh"] = {"fsdp": 2, "replica": -1}
+    at(step=5, action=kill)
+    with pytest.raises(Killed):
+        train(config, workdir)
+    config["stages"]["lm"]["mesh"] = {"fsdp": 4, "tensor": 2}
+    at(step=0, action=kill)
+    train(config, workdir, stage="lm")
+    losses = [[line["train/loss"] for line in curve(path) if line["stage"] == "lm"] for path in (workdir, finished)]
+    np.testing.assert_allclose(*losses, rtol=1e-4)
+
+
+def test_loaded_model(config, evaluated, finished):
+    model = load_model(finished)
+    assert model.processor.soft_tokens == 2 and model.processor.limit == 128
+    assert {leaf.sharding.device_set.pop() for leaf in jax.tree.leaves(dict(model.parameters))} == {jax.devices()[0]}
+    assert all(value.dtype == "bfloat16" for value in load_model(finished, dtype="bfloat16").parameters.values())
