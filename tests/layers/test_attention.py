@@ -1,0 +1,72 @@
+"""Attention against its definition, masks against theirs, and a cache against the whole."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+
+from mmjax.layers.attention import KVCache, Mask, attend, attention_weights, drop
+
+DRAW = np.random.default_rng(0)
+
+
+def drawn(*shape):
+    return jnp.asarray(DRAW.normal(size=shape), jnp.float32)
+
+
+def test_segments_never_see_each_other_and_padding_sees_nothing():
+    segments = jnp.array([[1, 1, 2, 2, 2, 0]])
+    allowed = Mask(segments, segments, causal=True).dense()[0, 0]
+    expected = [[i >= j and a == b and a > 0 for j, b in enumerate(segments[0])] for i, a in enumerate(segments[0])]
+    np.testing.assert_array_equal(allowed, np.array(expected))
+    both_ways = Mask(segments, segments).dense()[0, 0]
+    np.testing.assert_array_equal(both_ways, np.array(expected) | np.array(expected).T)
+
+
+def test_an_offset_is_the_slot_of_the_first_query():
+    whole = jnp.array([[0, 1, 1, 1, 1]])
+    full, part = Mask(whole, whole, causal=True).dense(), Mask(whole[:, 3:], whole, offset=jnp.int32(3), causal=True).dense()
+    np.testing.assert_array_equal(full[:, :, 3:], part)
+
+
+@pytest.mark.parametrize("kv_heads", [6, 2, 1])
+def test_grouped_heads_are_torch_s(kv_heads):
+    query, key, value = drawn(2, 5, 6, 4), drawn(2, 7, kv_heads, 4), drawn(2, 7, kv_heads, 4)
+    mask = jnp.asarray(DRAW.random((2, 1, 5, 7)) < 0.7).at[..., 0].set(True)
+    to_torch = lambda x: torch.tensor(np.asarray(x)).transpose(1, 2)  # noqa: E731
+    expected = torch.nn.functional.scaled_dot_product_attention(
+        to_torch(query), to_torch(key), to_torch(value), torch.tensor(np.asarray(mask)), enable_gqa=True
+    ).transpose(1, 2)
+    np.testing.assert_allclose(attend(query, key, value, mask), expected, atol=1e-5)
+    fused = jax.nn.dot_product_attention(query, key, value, mask=mask)
+    np.testing.assert_allclose(attend(query, key, value, mask), fused, atol=1e-5)
+
+
+def test_a_query_that_sees_nothing_stays_finite_and_so_does_its_gradient():
+    query, key = drawn(1, 2, 1, 4), drawn(1, 3, 1, 4)
+    mask = jnp.zeros((1, 1, 2, 3), bool)
+    loss = lambda query: attend(query, key, key, mask).sum()  # noqa: E731
+    assert np.isfinite(loss(query)) and np.isfinite(jax.grad(loss)(query)).all()
+
+
+def test_weights_sum_to_one_in_float32_whatever_comes_in():
+    weights = attention_weights(drawn(1, 3, 2, 4).astype(jnp.bfloat16), drawn(1, 5, 2, 4).astype(jnp.bfloat16), None)
+    assert weights.dtype == jnp.float32
+    np.testing.assert_allclose(weights.sum(-1), 1, atol=1e-6)
+
+
+def test_dropout_keeps_the_mean_and_needs_a_key():
+    x = jnp.ones((200, 200))
+    assert drop(x, 0.3, None) is x and drop(x, 0.0, jax.random.key(0)) is x
+    dropped = drop(x, 0.3, jax.random.key(0))
+    assert abs(float((dropped == 0).mean()) - 0.3) < 0.01 and abs(float(dropped.mean()) - 1) < 0.02
+
+
+def test_a_cache_admits_segments_where_it_writes():
+    cache = KVCache.empty(2, 3, 6, 1, 4, jnp.bfloat16)
+    assert cache.keys.shape == (2, 3, 6, 1, 4) and cache.keys.dtype == jnp.bfloat16
+    admitted = KVCache(cache.keys, cache.values, cache.segments, jnp.int32(2)).admit(jnp.ones((3, 2), jnp.int32))
+    np.testing.assert_array_equal(admitted.segments, [[0, 0, 1, 1, 0, 0]] * 3)
