@@ -189,22 +189,20 @@ def _caption_pair() -> Template:
     return Template(lambda example, seed: [pair(example)], lambda example, seed: pair(example))
 
 
-def _text_world(caption_weight: float, question_weight: float) -> Template:
-    """Teaches a language model the words of a corpus without images: each question after the caption that answers it."""
+def _document(caption_weight: float, question_weight: float) -> Template:
+    """Teaches a language model the words of a corpus without images: a caption, then all questions that it answers."""
 
-    def head(example, question):
-        caption = caption_of(example).rstrip(". ")
-        return Special("bos"), Piece(f"{caption}.", caption_weight), Piece(f" Question: {question} Answer:", question_weight)
+    def ask(question: str) -> Piece:
+        return Piece(f" Question: {question} Answer:", question_weight)
 
     def segments(example: Example, seed: int) -> list[Segment]:
-        return [
-            Segment(
-                (*head(example, question), Piece(f" {_answer(example, question, answer)}", 1.0), Special("eos", 1.0)), answer=3
-            )
-            for question, _, answer in exchanges(example)
-        ]
+        caption = example.meta.get("caption", "").rstrip(". ")
+        parts: list[Piece | Special | MediumSlot] = [Special("bos"), *([Piece(f"{caption}.", caption_weight)] if caption else [])]
+        for question, _, answer in exchanges(example):
+            parts += [ask(question), Piece(f" {_answer(example, question, answer)}", 1.0), Special("eos", 1.0)]
+        return [Segment(tuple(parts))]
 
-    return Template(segments, lambda example, seed: Segment(head(example, _last(example)[0])))
+    return Template(segments, lambda example, seed: Segment((Special("bos"), ask(_last(example)[0]))))
 
 
 VQA_PROMPTS = (
@@ -225,7 +223,7 @@ TEMPLATES: dict[str, Template] = {
     "question_answer": _questions("Question: {question} Answer:"),
     "caption": _caption(),
     "caption_pair": _caption_pair(),
-    "text_world": _text_world(caption_weight=0.3, question_weight=0.3),
+    "document": _document(caption_weight=0.3, question_weight=0.3),
     **{f"vqa_{number}": _questions(text) for number, text in enumerate(VQA_PROMPTS, 1)},
     "vqa_mixed": _questions(*VQA_PROMPTS),
 }

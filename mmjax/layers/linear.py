@@ -60,7 +60,7 @@ class Embedding(nnx.Module):
     Args:
       rows, width: its shape.
       axes: its logical axes.
-      init: of the table.
+      init: of the table; its default deviates by width^−½, OPT's 0.02 at OPT's width, so that tied logits begin near one.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class Embedding(nnx.Module):
         *,
         init: Initialiser | None = None,
     ):
-        self.table = parameter((rows, width), axes, init or normal(0.02))
+        self.table = parameter((rows, width), axes, init or normal(width**-0.5))
 
     def __call__(self, ids: Int[Array, "*batch"], dtype: Any = None) -> Float[Array, "*batch width"]:
         # Ids are checked on the host: an id outside the table would be clamped here without a word.

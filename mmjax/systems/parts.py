@@ -26,7 +26,7 @@ FAMILIES: dict[str, dict[str, Family]] = {
     "llm": {"opt": (OPTConfig, OPT), "llama": (LlamaConfig, Llama)},
 }
 # Fields of a part that say where it comes from, not what it is.
-PROVENANCE = ("family", "source")
+PROVENANCE = ("family", "source", "builder")
 
 
 def part_config(name: str, part: Mapping[str, Any]) -> Any:

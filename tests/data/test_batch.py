@@ -63,7 +63,7 @@ def test_sizes_of_zero_leave_fields_out(item):
     batch = assemble([[item(0, template="caption_pair")]], shape_of(length=0, queries=1, query_length=12))
     assert batch.text is None and batch.feature_index is None and batch.prior_index is None
     assert batch.queries["image"].tokens[0, 0, 0] == 3 and batch.media["image"].mask[0, 0]
-    words = assemble([[item(0, template="text_world")]], shape_of(length=64, media=0, queries=0, soft_tokens=0))
+    words = assemble([[item(0, template="document")]], shape_of(length=64, media=0, queries=0, soft_tokens=0))
     assert words.media == {} and words.queries == {} and words.feature_index is None
 
 

@@ -1,0 +1,34 @@
+"""Ask a picture: BLIP-2 learns visual question answering on rendered shapes, on a laptop's CPU.
+
+    launch/local.sh train                                              # the default
+    launch/local.sh train --config=experiments/blip2/shapes.py:long    # three times the steps
+    launch/local.sh train --config=experiments/blip2/shapes.py:stage1=false,scale=1.3   # without stage 1, equal time
+    launch/local.sh train --config=experiments/blip2/shapes.py:llm=smollm2
+
+Figures reached are in docs/results.md.
+"""
+
+from __future__ import annotations
+
+from ml_collections import ConfigDict
+
+from experiments.blip2.toy import config
+from mmjax.types.config import parse_arg
+
+
+def get_config(arg: str | None = None) -> ConfigDict:
+    """The experiment; arguments: llm (opt or smollm2), stage1 (train it or not), scale (of the steps of vqa), long."""
+    chosen = parse_arg(arg, llm="opt", stage1=True, scale=1.0, long=False)
+    scale = chosen.scale * (3 if chosen.long else 1)
+    steps = {"lm": 200, "stage1": 250, "stage2": 100, "vqa": round(900 * scale)}
+    return config(
+        "shapes",
+        image_size=36,
+        patch_size=6,
+        questions=6,
+        caption_length=30,
+        steps=steps,
+        stage1=chosen.stage1,
+        llm=chosen.llm,
+        evaluations={"test": "test", "pairs": "pairs"},
+    )

@@ -1,0 +1,147 @@
+"""BLIP-2 at toy width, through all its stages: what `shapes.py` and `easy_vqa.py` share.
+
+Four stages: the language model on the corpus text, then BLIP-2's two (contrast, matching and generation; captions through
+soft prompts), then question answering, in which everything learns together: at this width a frozen language model is a cap,
+not a floor. With `llm="smollm2"` the language model is real, comes with its weights and stays frozen.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ml_collections import ConfigDict
+
+WIDTH = 96
+QUERIES = 8
+VOCAB = 128  # rows of the word tables; the tokenizers trained on these data sets have fewer words
+SMOLLM2 = "data/smollm2"
+
+
+def config(
+    name: str,
+    *,
+    image_size: int,
+    patch_size: int,
+    questions: int,
+    caption_length: int,
+    steps: dict[str, int],
+    rows: int = 32,
+    stage1: bool = True,
+    llm: str = "opt",
+    learning_rate: float = 1.5e-3,
+    flip: bool = True,
+    evaluations: dict[str, str],
+) -> ConfigDict:
+    """The experiment on the data set `data/<name>`.
+
+    Args:
+      image_size, patch_size: in pixels.
+      questions: question slots per image.
+      caption_length: tokens of the longest caption; 0 = there are no captions, so no stage that needs them.
+      steps: of each stage: "lm", "stage1", "stage2", "vqa". A stage with 0 steps is left out.
+      rows: images per step.
+      stage1: whether to pre-train the Q-Former.
+      llm: "opt" (trained from scratch) or "smollm2" (real weights, frozen).
+      flip: mirror images; not for data sets that ask about left and right.
+      evaluations: name of each evaluation -> its split.
+    """
+    source = {"path": f"data/{name}", "builder": name, "split": "train"}
+    query_length = 16
+    frozen_llm = llm != "opt"
+
+    def data(template: str, length: int, **fields: Any) -> dict[str, Any]:
+        return {
+            "mixture": {name: {**source, "template": template}},
+            "rows": rows,
+            "length": length,
+            "image_size": image_size,
+            **fields,
+        }
+
+    def optimizer(rate: float) -> dict[str, Any]:
+        return {"learning_rate": rate, "warmup_steps": 100, "weight_decay": 0.05, "b2": 0.98, "clip_norm": 1.0}
+
+    image = {"media": 1, "soft_tokens": QUERIES, "flip": flip}
+    llm_rules = [[r"llm\..*", False]] if frozen_llm else []
+    stages = {
+        "lm": {
+            "objective": {"name": "language_modelling"},
+            "data": data("document", 8 + caption_length + 16 * questions, media=0),
+            "optimizer": optimizer(2 * learning_rate),
+            "trainable": [[r"llm\..*", True], [".*", False]],
+        },
+        "stage1": {
+            "objective": {"name": "blip2_stage1"},
+            "data": data("caption_pair", 0, queries=1, query_length=caption_length + 2, **image),
+            "optimizer": optimizer(learning_rate),
+            "trainable": [[r"(llm|connectors\.image\.projection)\..*", False], [".*", True]],
+        },
+        "stage2": {
+            "objective": {"name": "language_modelling"},
+            "data": data("caption", QUERIES + caption_length + 2, **image),
+            "optimizer": optimizer(learning_rate),
+            "trainable": [*llm_rules, [r".*\.(heads|text_mlp|text_end|word_embedding|position_embedding)\..*", False], [".*", True]],
+        },
+        "vqa": {
+            "objective": {"name": "language_modelling", "answer_prior": 0.001},
+            "data": data(
+                "question_answer", questions * (QUERIES + query_length), queries=questions, query_length=query_length, **image
+            ),
+            "optimizer": optimizer(learning_rate),
+            "trainable": [*llm_rules, [r"connectors\.image\.heads\..*", False], [".*", True]],
+            "evaluate_every": 200,
+            "evaluate": list(evaluations),
+        },
+    }
+    if not caption_length:
+        stages.pop("stage1"), stages.pop("stage2")
+    kept = {key: {"steps": steps[key], **stage} for key, stage in stages.items() if steps[key]}
+    if not stage1:
+        kept.pop("stage1", None)
+    if frozen_llm:
+        kept.pop("lm", None)
+    return ConfigDict(
+        {
+            "name": f"blip2/{name}",
+            "seed": 0,
+            "system": "blip2",
+            "parts": _parts(image_size, patch_size, llm),
+            "tokenizers": {
+                "llm": SMOLLM2 if frozen_llm else f"data/{name}/tokenizer",
+                "connector": f"data/{name}/tokenizer" if frozen_llm else "",
+            },
+            "stages": kept,
+            "evaluations": {
+                key: {
+                    "source": {**source, "split": split, "template": "question_answer"},
+                    "batch_size": 16 if frozen_llm else 200,
+                    "max_new_tokens": 4,
+                    "control": "swapped",
+                }
+                for key, split in evaluations.items()
+            },
+        }
+    )
+
+
+def _parts(image_size: int, patch_size: int, llm: str) -> dict[str, dict[str, Any]]:
+    llms = {
+        "opt": {"family": "opt", "vocab": VOCAB, "width": WIDTH, "layers": 2, "heads": 3, "ffn": 2 * WIDTH, "max_positions": 256},
+        "smollm2": {
+            "family": "llama", "source": SMOLLM2, "builder": "smollm2",
+            "vocab": 49152, "width": 576, "layers": 30, "heads": 9, "kv_heads": 3, "ffn": 1536,
+            "rope_base": 100000.0, "eps": 1e-5, "max_positions": 8192, "tied": True,
+        },
+    }  # fmt: skip
+    return {
+        "encoders": {"image": {
+            "family": "vit", "width": WIDTH, "layers": 2, "heads": 3, "ffn": 3 * WIDTH,
+            "patch_size": patch_size, "image_size": image_size,
+        }},
+        "connectors": {"image": {
+            "family": "qformer", "width": WIDTH, "layers": 3, "heads": 3, "ffn": 2 * WIDTH, "queries": QUERIES,
+            "encoder_width": WIDTH, "output_width": llms[llm]["width"], "frequency": 1, "vocab": VOCAB,
+            "max_positions": 64, "dropout": 0.0, "stage1": True, "projection": 64,
+        }},
+        "llm": llms[llm],
+    }  # fmt: skip
