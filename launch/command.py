@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from absl import app, flags
+from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from mmjax.training.stage import Experiment
@@ -31,8 +31,14 @@ def run(main: Callable[[], None], *, config: bool = False) -> None:
       main: the command. It raises UserError for what the user can mend.
       config: the command reads `--config=FILE.py[:argument]` and its overrides `--config.path.to.key=value`.
     """
+
+    def start(_: list[str]) -> None:
+        if not FLAGS["verbosity"].present:
+            logging.set_verbosity(logging.WARNING)  # libraries are quiet, unless asked with --verbosity=0
+        main()
+
     try:
-        app.run(lambda _: main(), flags_parser=_parse_with_config if config else _parse)
+        app.run(start, flags_parser=_parse_with_config if config else _parse)
     except UserError as error:
         sys.exit(_complain(str(error)))
     except OSError as error:
