@@ -26,6 +26,7 @@ def config(
     caption_length: int,
     steps: dict[str, int],
     rows: int = 32,
+    images_per_row: int = 1,
     stage1: bool = True,
     llm: str = "opt",
     learning_rate: float = 1.5e-3,
@@ -36,10 +37,11 @@ def config(
 
     Args:
       image_size, patch_size: in pixels.
-      questions: question slots per image.
+      questions: question slots of a row.
       caption_length: tokens of the longest caption; 0 = there are no captions, so no stage that needs them.
       steps: of each stage: "lm", "stage1", "stage2", "vqa". A stage with 0 steps is left out.
-      rows: images per step.
+      rows: rows per step.
+      images_per_row: images that a row of questions is packed from; 1 = one image a row, no packing.
       stage1: whether to pre-train the Q-Former.
       llm: "opt" (trained from scratch) or "smollm2" (real weights, frozen).
       flip: mirror images; not for data sets that ask about left and right.
@@ -85,7 +87,8 @@ def config(
         "vqa": {
             "objective": {"name": "language_modelling", "answer_prior": 0.001},
             "data": data(
-                "question_answer", questions * (QUERIES + query_length), queries=questions, query_length=query_length, **image
+                "question_answer", questions * (QUERIES + query_length), queries=questions, query_length=query_length,
+                pack=images_per_row > 1, **{**image, "media": images_per_row},
             ),
             "optimizer": optimizer(learning_rate),
             "trainable": [*llm_rules, [r"connectors\.image\.heads\..*", False], [".*", True]],
@@ -104,8 +107,7 @@ def config(
         {
             "name": f"blip2/{name}",
             "seed": 0,
-            "system": "blip2",
-            "parts": _parts(image_size, patch_size, llm),
+                "parts": _parts(image_size, patch_size, llm),
             "tokenizers": {
                 "llm": SMOLLM2 if frozen_llm else f"data/{name}/tokenizer",
                 "connector": f"data/{name}/tokenizer" if frozen_llm else "",

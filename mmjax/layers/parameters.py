@@ -26,8 +26,7 @@ normal = nnx.initializers.normal
 truncated_normal = nnx.initializers.truncated_normal
 zeros = nnx.initializers.zeros_init()
 ones = nnx.initializers.ones_init()
-# Standard deviation (3 · fan-in)^−½: the usual 0.02 at a width of 768, and in proportion at any other.
-fan_in_normal = nnx.initializers.variance_scaling(1 / 3, "fan_in", "normal")
+fan_in_normal = nnx.initializers.variance_scaling(1.0, "fan_in", "normal")  # variance 1 / fan-in, at any width
 fan_in_uniform = nnx.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
 

@@ -10,6 +10,7 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
@@ -39,7 +40,7 @@ class Objective:
 
 
 def language_modelling(
-    *, label_smoothing: float = 0.0, chunk: int = 512, prior: Array | None = None, **_: Any
+    *, label_smoothing: float = 0.0, chunk: int = 512, prior: Any = None, **_: Any
 ) -> tuple[Callable, Callable, tuple[str, ...], bool]:
     """Next-token prediction over the text rows: captions, answers, plain text."""
 
@@ -49,10 +50,12 @@ def language_modelling(
     def sums(system: Any, batch: Batch, key: Array | None) -> tuple[Sums, Metrics]:
         text = batch.text
         table = None if prior is None or batch.prior_index is None else (batch.prior_index, jnp.asarray(prior))
-        loss, hits = next_token_loss(
-            system.llm.logits, system.hidden(batch, key), text.targets, text.loss_weights,
-            chunk=chunk, smoothing=label_smoothing, prior=table,
-        )  # fmt: skip
+        hidden = system.hidden(batch, key)
+        with jax.named_scope("llm"):
+            loss, hits = next_token_loss(
+                system.llm.logits, hidden, text.targets, text.loss_weights,
+                chunk=chunk, smoothing=label_smoothing, prior=table,
+            )  # fmt: skip
         return {"text": loss}, {"token_accuracy": (hits, text.loss_weights.sum())}
 
     return counts, sums, ("text",), False

@@ -231,7 +231,6 @@ class Experiment:
     Args:
       name: "<system>/<recipe>".
       seed: of initialisation, data order and dropout.
-      system: an entry of `mmjax.systems.SYSTEMS`.
       parts: the config of every part, by part name ("encoders.image", "connectors.image", "llm"): "family" and the
         fields of that family's config dataclass; "source" names a directory whose weights initialise the part.
       tokenizers: see TokenizerConfig.
@@ -241,7 +240,6 @@ class Experiment:
 
     name: str
     seed: int = 0
-    system: str
     parts: dict[str, dict[str, Any]]
     tokenizers: TokenizerConfig
     stages: dict[str, Stage]

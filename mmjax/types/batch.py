@@ -12,7 +12,7 @@ import jax
 from jaxtyping import Array, Bool, Float, Int, Shaped
 from numpy import ndarray
 
-AnyArray = Array | ndarray | jax.ShapeDtypeStruct
+AnyArray = Array | ndarray | jax.ShapeDtypeStruct | jax.stages.ArgInfo  # the last two while a step is compiled on shapes
 
 
 @jax.tree_util.register_dataclass

@@ -20,7 +20,7 @@ def get_config(arg=""):
     data = {"mixture": {"shapes": {"path": "nowhere"}}, "rows": 8, "length": 16}
     stage = {"steps": 5, "objective": {"name": "language_modelling"}, "data": data, "optimizer": {"learning_rate": 1e-3}}
     parts = {"llm": {"family": "opt", "width": arg.width}, "encoders": {"image": {"family": "vit", "width": arg.width}}}
-    return {"name": "n", "system": "blip2", "parts": parts, "tokenizers": {"llm": "t"}, "stages": {"vqa": stage}}
+    return {"name": "n", "parts": parts, "tokenizers": {"llm": "t"}, "stages": {"vqa": stage}}
 """
 
 

@@ -49,7 +49,6 @@ def make_config(world):
 
     return {
         "name": "test",
-        "system": "blip2",
         "parts": {
             "encoders": {"image": {"family": "vit", "image_size": 12, "patch_size": 6, **trunk()}},
             "connectors": {
@@ -215,7 +214,7 @@ def test_stopped_and_resumed(config, reference, at, tmp_path):
 
 def test_killed_and_resumed(config, reference, at, tmp_path):
     workdir = tmp_path / "killed"
-    for step, evaluating in ((3, False), (5, False), (0, True), (5, False)):
+    for step, evaluating in ((3, False), (0, True)):
         at(step=step, action=kill, evaluating=evaluating)
         with pytest.raises(Killed):
             train(config, workdir)
@@ -286,5 +285,5 @@ def test_resumes_on_another_mesh(config, reference, at, tmp_path):
 def test_loaded_model(reference):
     model = load_model(reference)
     assert model.processor.soft_tokens == 2 and model.processor.limit == 128
-    assert {leaf.sharding.device_set.pop() for leaf in jax.tree.leaves(dict(model.parameters))} == {jax.devices()[0]}
+    assert all(leaf.sharding.device_set == {jax.devices()[0]} for leaf in model.parameters.values())
     assert all(value.dtype == "bfloat16" for value in load_model(reference, dtype="bfloat16").parameters.values())

@@ -106,7 +106,7 @@ def experiment() -> dict:
     data = {"mixture": {"shapes": {"path": "p"}}, "rows": 8, "length": 16}
     stage = {"steps": 5, "objective": {"name": "language_modelling"}, "data": data, "optimizer": {"learning_rate": 1e-3}}
     parts = {"llm": {"family": "opt", "width": 8}, "encoders": {"image": {"family": "vit"}}}
-    return {"name": "n", "system": "blip2", "parts": parts, "tokenizers": {"llm": "t"}, "stages": {"vqa": stage}}
+    return {"name": "n", "parts": parts, "tokenizers": {"llm": "t"}, "stages": {"vqa": stage}}
 
 
 def test_stages_and_parts_keep_the_order_in_which_they_are_written():

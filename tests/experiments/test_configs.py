@@ -1,0 +1,106 @@
+"""Every config under experiments/ resolves to its golden text, and each of its stages compiles on shapes alone."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import re
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import Mesh
+
+from mmjax.parallel.axes import batch_sharding
+from mmjax.parallel.mesh import MESH_AXES
+from mmjax.systems.objectives import make_objective
+from mmjax.training.assembly import assemble
+from mmjax.training.stage import Experiment
+from mmjax.training.step import lower_step, make_train_step
+from mmjax.types import Batch, Media, Queries, Text
+from mmjax.types.config import from_config, to_text
+
+ROOT = Path(__file__).parents[2]
+GOLDEN = Path(__file__).parent / "golden"
+
+# Every config file with the arguments whose resolved form is kept; helpers without get_config are not configs.
+CONFIGS = [
+    ("blip2.shapes", ""),
+    ("blip2.shapes", "long"),
+    ("blip2.shapes", "stage1=false"),
+    ("blip2.shapes", "llm=smollm2"),
+    ("blip2.easy_vqa", ""),
+    ("blip2.easy_vqa", "llm=smollm2"),
+]
+
+
+def resolve(module: str, arg: str) -> Experiment:
+    return from_config(Experiment, importlib.import_module(f"experiments.{module}").get_config(arg))
+
+
+def test_every_config_file_is_listed():
+    files = {
+        str(path.relative_to(ROOT / "experiments").with_suffix("")).replace("/", ".")
+        for path in (ROOT / "experiments").rglob("*.py")
+        if re.search(r"^def get_config", path.read_text(), re.MULTILINE)
+    }
+    assert files == {module for module, _ in CONFIGS}
+
+
+@pytest.mark.parametrize(("module", "arg"), CONFIGS)
+def test_golden_text(module, arg):
+    """A changed default shows in review. To accept it: PYTHONPATH=. python tests/experiments/test_configs.py"""
+    golden = GOLDEN / f"{module}{'-' + arg if arg else ''}.txt"
+    assert golden.exists(), f"{golden} is missing; write it with PYTHONPATH=. python tests/experiments/test_configs.py"
+    assert to_text(resolve(module, arg)) == golden.read_text()
+
+
+def abstract_batch(stage) -> Batch:
+    """The shapes of a stage's batches."""
+    data, rows = stage.data, stage.data.rows
+
+    def array(*shape, dtype=np.int32):
+        return np.zeros((rows, *shape), dtype)
+
+    t, m, u, n = data.length, data.queries, data.query_length, data.media
+    text = Text(array(t), array(t), array(t, dtype=np.float32), array(t), array(t)) if t else None
+    pixels = array(n, data.image_size, data.image_size, 3, dtype=np.uint8)
+    return Batch(
+        text=text,
+        media={"image": Media(pixels, array(n, dtype=bool))} if n else {},
+        queries={"image": Queries(array(m, u), array(m, u, dtype=bool), array(m))} if m else {},
+        feature_index=array(t) if t and n else None,
+        prior_index=array(t) if stage.objective.answer_prior else None,
+    )
+
+
+STAGES = [
+    (module, arg, stage)
+    for module, arg in (("blip2.shapes", ""), ("blip2.shapes", "llm=smollm2"), ("blip2.easy_vqa", ""))
+    for stage in resolve(module, arg).stages
+]
+
+
+@pytest.mark.parametrize(("module", "arg", "name"), STAGES)
+def test_step_compiles_on_shapes(module, arg, name):
+    experiment = resolve(module, arg)
+    stage = dataclasses.replace(experiment.stages[name], name=name)
+    mesh = Mesh(np.array(jax.devices()[:1]).reshape(1, 1, 1, 1), MESH_AXES)
+    assembly = assemble(experiment, stage, mesh)
+    prior = np.zeros((3, 20), np.float32) if stage.objective.answer_prior else None
+    objective = make_objective(stage.objective.name, stage.objective.weights, prior=prior)
+    step = make_train_step(assembly.definition, stage, objective, assembly.optimizer, assembly.state, assembly.frozen)
+    compiled = lower_step(step, assembly.state, assembly.frozen, abstract_batch(stage)).compile()
+    assert batch_sharding(mesh) is not None
+    trainable = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(assembly.state.trainable))
+    frozen = sum(leaf.size * leaf.dtype.itemsize for leaf in assembly.frozen.values())
+    arguments = compiled.memory_analysis().argument_size_in_bytes
+    # Weights, two moments for what is trained, and nothing for what is frozen; the rest is the batch and a few scalars.
+    assert 3 * trainable <= arguments <= 3 * trainable + frozen + 2**23
+
+
+if __name__ == "__main__":
+    GOLDEN.mkdir(exist_ok=True)
+    for module, arg in CONFIGS:
+        (GOLDEN / f"{module}{'-' + arg if arg else ''}.txt").write_text(to_text(resolve(module, arg)))
