@@ -78,7 +78,7 @@ def teacher_batch(
     processor: Any, pairs: Sequence[tuple[Example, str]], template: str | None, *, rows: int = 0, end: bool = True
 ) -> Batch:
     """One row per pair: the prompt with weight 0, then the continuation with weight 1."""
-    render = verbatim if template is None else functools.partial(find_template(template).prompt, seed=0)
+    render = verbatim if template is None else lambda example: find_template(template).prompt(example, 0)
     items = []
     for example, text in pairs:
         prompt = render(example)

@@ -41,19 +41,18 @@ class Searcher:
     """
 
     def __init__(self, bind: Callable[[Parameters], Any]):
+        self.compilations = 0  # programs compiled so far: Python runs these functions only when they are traced
+
         def start(parameters, batch, seeds, knobs, options):
+            self.compilations += 1
             return _kind(options).start(bind(parameters), batch, seeds, options, knobs)
 
         def advance(parameters, state, stopped, limit, knobs, options):
+            self.compilations += 1
             return _kind(options).advance(bind(parameters), state, stopped, limit, options, knobs)
 
         self._start = jax.jit(start, static_argnames="options")
         self._advance = jax.jit(advance, static_argnames="options", donate_argnames="state")
-
-    @property
-    def compilations(self) -> int:
-        """Programs compiled so far."""
-        return self._start._cache_size() + self._advance._cache_size()
 
     def pieces(
         self,

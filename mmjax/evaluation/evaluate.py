@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from mmjax.data.templates import Piece, single_questions
@@ -57,7 +58,7 @@ def evaluate_model(
       workdir: where `eval/<name>.json` (numbers and how they came about), `.jsonl` (every prediction) and `.pictures.json`
         (ten answered pictures for the report) go; None writes nothing.
       data: what the numbers file says of the source: path, split.
-      progress: show a bar.
+      progress: show a bar, on a terminal.
 
     Returns:
       {metric: mean, "<metric>/<kind>": mean, "swapped/<metric>": mean}, each in 0…1.
@@ -179,7 +180,9 @@ def _table(scores: list[float], kinds: list[str]) -> dict[str, dict[str, float]]
 
 def _shown(batches: Iterable[list[Answer]], label: str, total: int, shown: bool) -> Iterator[list[Answer]]:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, transient=True, disable=not shown or jax.process_index() != 0) as bar:
+    console = Console()
+    hidden = not shown or not console.is_terminal or jax.process_index() != 0
+    with Progress(*columns, console=console, transient=True, disable=hidden) as bar:
         task = bar.add_task(label, total=total)
         for batch in batches:
             bar.advance(task, len(batch))
