@@ -78,7 +78,7 @@ def from_config(cls: type[T], config: Any, path: str = "config") -> T:
 
 def _items(folder: Folder) -> list[tuple[str, Any]]:
     """The entries in the order in which they were written: stages run in it. ConfigDict keeps it, but shows a sorted view."""
-    return [(key, folder[key]) for key in (folder._fields if isinstance(folder, ConfigDict) else folder)]
+    return [(key, folder[key]) for key in getattr(folder, "_fields", folder)]
 
 
 def _show(value: Any) -> str:
