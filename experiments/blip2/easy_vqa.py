@@ -23,6 +23,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
         image_size=64,
         patch_size=8,
         questions=21,
+        query_length=16,
         caption_length=0,
         steps={"lm": 100, "stage1": 0, "stage2": 0, "vqa": round(800 * chosen.scale)},
         rows=8 if chosen.llm == "opt" else 2,

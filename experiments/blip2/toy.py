@@ -23,6 +23,7 @@ def config(
     image_size: int,
     patch_size: int,
     questions: int,
+    query_length: int,
     caption_length: int,
     steps: dict[str, int],
     rows: int = 32,
@@ -38,6 +39,7 @@ def config(
     Args:
       image_size, patch_size: in pixels.
       questions: question slots of a row.
+      query_length: tokens of the longest question as the connector reads it.
       caption_length: tokens of the longest caption; 0 = there are no captions, so no stage that needs them.
       steps: of each stage: "lm", "stage1", "stage2", "vqa". A stage with 0 steps is left out.
       rows: rows per step.
@@ -48,7 +50,6 @@ def config(
       evaluations: name of each evaluation -> its split.
     """
     source = {"path": f"data/{name}", "builder": name, "split": "train"}
-    query_length = 16
     frozen_llm = llm != "opt"
 
     def data(template: str, length: int, **fields: Any) -> dict[str, Any]:
@@ -87,7 +88,7 @@ def config(
         "vqa": {
             "objective": {"name": "language_modelling", "answer_prior": 0.001},
             "data": data(
-                "question_answer", questions * (QUERIES + query_length), queries=questions, query_length=query_length,
+                "question_answer", questions * (QUERIES + query_length + 1), queries=questions, query_length=query_length,
                 pack=images_per_row > 1, **{**image, "media": images_per_row},
             ),
             "optimizer": optimizer(learning_rate),
