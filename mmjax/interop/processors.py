@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from tokenizers import AddedToken, Tokenizer
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
@@ -90,10 +91,48 @@ def with_token_ids(config: dict[str, Any], processor: Processor | None) -> dict[
         return {**config, **ids}
     config = {**config, "text_config": {**config["text_config"], **ids}}
     config["qformer_config"] = {**config["qformer_config"], "pad_token_id": processor.query_pad_id}
-    image_token = processor.llm.convert_tokens_to_ids(IMAGE_TOKEN)
-    if image_token is not None and image_token != processor.llm.unk_token_id:
-        config["image_token_index"] = image_token
+    if "image_token_index" not in config:
+        tokenizer = with_placeholder(processor.llm, config["text_config"]["vocab_size"])
+        config["image_token_index"] = tokenizer.get_vocab()[IMAGE_TOKEN]
     return config
+
+
+def with_placeholder(tokenizer: PreTrainedTokenizerFast, vocabulary: int) -> PreTrainedTokenizerFast:
+    """A tokenizer that has the image placeholder, whose id must have a row in the language model's embedding.
+
+    Args:
+      tokenizer: returned as it is where it has one.
+      vocabulary: rows of the embedding. Where one is free the placeholder gets it; else it takes the name of the last special
+        token that has no role (SmolLM2 has many in reserve).
+
+    Raises:
+      UserError: there is no free row and no spare special token.
+    """
+    if IMAGE_TOKEN in tokenizer.get_vocab():
+        return tokenizer
+    if len(tokenizer) < vocabulary:
+        tokenizer = copy.deepcopy(tokenizer)
+        tokenizer.add_tokens([AddedToken(IMAGE_TOKEN, normalized=False, special=True)], special_tokens=True)
+        return tokenizer
+    roles = {name: getattr(tokenizer, f"{name}_token") for name in ("bos", "eos", "unk", "pad", "cls", "sep", "mask")}
+    state = json.loads(tokenizer.backend_tokenizer.to_str())
+    spare = [token for token in state["added_tokens"] if token["special"] and token["content"] not in roles.values()]
+    if not spare:
+        raise UserError(
+            f"the tokenizer fills the vocabulary of {vocabulary} and has no spare special token, so that no id is left for "
+            f"{IMAGE_TOKEN}; use a language model with a larger vocabulary"
+        )
+    vocab = state["model"]["vocab"]
+    if (old := spare[-1]["content"]) in vocab:
+        vocab[IMAGE_TOKEN] = vocab.pop(old)
+    spare[-1]["content"] = IMAGE_TOKEN
+    renamed = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_str(json.dumps(state)),
+        clean_up_tokenization_spaces=False,
+        **{f"{name}_token": token for name, token in roles.items() if token is not None},
+    )
+    renamed.chat_template = tokenizer.chat_template
+    return renamed
 
 
 def save(
@@ -117,7 +156,8 @@ def save(
     text = config.get("text_config", config)
     ids = {name: text[name] for name in ("bos_token_id", "eos_token_id", "pad_token_id") if text.get(name) is not None}
     files.append(write_json(directory / "generation_config.json", ids))
-    files += _save_tokenizer(_adding(processor.llm, processor.llm.bos_token, None, padding_side="left"), directory)
+    llm = with_placeholder(processor.llm, text["vocab_size"]) if "encoders.image" in parts else processor.llm
+    files += _save_tokenizer(_adding(llm, llm.bos_token, None, padding_side="left"), directory)
     if architecture == "InstructBlipForConditionalGeneration":
         files += _save_tokenizer(_query_tokenizer(processor), directory / QFORMER_TOKENIZER)
     return files

@@ -7,10 +7,14 @@ import pytest
 import torch
 import transformers
 from PIL import Image
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
 import mmjax
+from mmjax.data.tokenizer import load_tokenizer
 from mmjax.interop import hf_forward
-from mmjax.types import Medium, Model, ask
+from mmjax.interop.processors import with_placeholder
+from mmjax.types import Medium, Model, UserError, ask
 from tests.decoding import world
 
 PROMPT = "Question: what colour is there? Answer:"
@@ -100,3 +104,27 @@ def test_without_its_questions_it_is_plain_blip2(exported, tmp_path):
     assert not any(report.values()), report
     plain = mmjax.from_pretrained(tmp_path)
     assert plain.config["parts"]["connectors.image"]["vocab"] == 0 and plain.processor.query_length == 0
+
+
+@pytest.mark.parametrize("vocabulary", [9, 8])
+def test_a_tokenizer_without_placeholder_gets_one_inside_the_vocabulary(vocabulary, tmp_path):
+    words = {word: i for i, word in enumerate(("<unk>", "</s>", "<pad>", "<spare_1>", "<spare_2>", "what", "colour", "?"))}
+    backend = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    special = {"unk_token": "<unk>", "bos_token": "</s>", "eos_token": "</s>", "pad_token": "<pad>"}
+    spares = ["<spare_1>", "<spare_2>"]
+    plain = PreTrainedTokenizerFast(tokenizer_object=backend, **special, additional_special_tokens=spares)
+    got = with_placeholder(plain, vocabulary)
+    assert got.get_vocab()["<image>"] == (8 if vocabulary == 9 else 4)
+    assert "<image>" not in plain.get_vocab()
+    for tokenizer in (got, with_placeholder(got, vocabulary)):
+        tokenizer.save_pretrained(tmp_path)
+        again = load_tokenizer(tmp_path)
+        assert len(again) == vocabulary and again("what<image>colour")["input_ids"] == [5, got.get_vocab()["<image>"], 6]
+        assert again.bos_token_id == 1 and again.pad_token_id == 2
+
+
+def test_no_room_for_a_placeholder_is_told():
+    backend = Tokenizer(models.WordLevel({"<unk>": 0, "a": 1}, unk_token="<unk>"))
+    with pytest.raises(UserError, match="fills the vocabulary of 2 and has no spare special token"):
+        with_placeholder(PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="<unk>"), 2)
