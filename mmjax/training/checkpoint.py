@@ -114,7 +114,7 @@ def read_leaves(directory: epath.PathLike, wanted: Mapping[str, Any], record: Ma
     try:
         restore_args = ocp.checkpoint_utils.construct_restore_args(filled)
         arguments = ocp.args.PyTreeRestore(item=filled, restore_args=restore_args, partial_restore=True)
-        leaves = reader.restore(epath.Path(directory) / "state", args=arguments)
+        leaves = reader.restore(epath.Path(directory).resolve() / "state", args=arguments)
     except Exception as error:  # whatever a damaged file makes of Orbax and TensorStore: JSON, key, data loss errors …
         raise Damaged(f"its arrays cannot be read: {type(error).__name__}: {' '.join(str(error).split())[:300]}") from error
     finally:
@@ -163,7 +163,7 @@ class Checkpoints:
     """
 
     def __init__(self, directory: epath.PathLike, *, keep: int = 2, writable: bool = True):
-        self.directory = epath.Path(directory)
+        self.directory = epath.Path(directory).resolve()  # Orbax takes absolute paths only
         self.keep = max(keep, 1)
         self.writable = writable
         self._writer: ocp.AsyncCheckpointer | None = None
