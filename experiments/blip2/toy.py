@@ -83,13 +83,21 @@ def config(
             "objective": {"name": "language_modelling"},
             "data": data("caption", QUERIES + caption_length + 2, **image),
             "optimizer": optimizer(learning_rate),
-            "trainable": [*llm_rules, [r".*\.(heads|text_mlp|text_end|word_embedding|position_embedding)\..*", False], [".*", True]],
+            "trainable": [
+                *llm_rules,
+                [r".*\.(heads|text_mlp|text_end|word_embedding|position_embedding)\..*", False],
+                [".*", True],
+            ],
         },
         "vqa": {
             "objective": {"name": "language_modelling", "answer_prior": 0.001},
             "data": data(
-                "question_answer", questions * (QUERIES + query_length + 1), queries=questions, query_length=query_length,
-                pack=images_per_row > 1, **{**image, "media": images_per_row},
+                "question_answer",
+                questions * (QUERIES + query_length + 1),
+                queries=questions,
+                query_length=query_length,
+                pack=images_per_row > 1,
+                **{**image, "media": images_per_row},
             ),
             "optimizer": optimizer(learning_rate),
             "trainable": [*llm_rules, [r"connectors\.image\.heads\..*", False], [".*", True]],
@@ -108,7 +116,7 @@ def config(
         {
             "name": f"blip2/{name}",
             "seed": 0,
-                "parts": _parts(image_size, patch_size, llm),
+            "parts": _parts(image_size, patch_size, llm),
             "tokenizers": {
                 "llm": SMOLLM2 if frozen_llm else f"data/{name}/tokenizer",
                 "connector": f"data/{name}/tokenizer" if frozen_llm else "",
@@ -129,7 +137,9 @@ def config(
 
 def _parts(image_size: int, patch_size: int, llm: str) -> dict[str, dict[str, Any]]:
     llms = {
-        "opt": {"family": "opt", "vocab": VOCAB, "width": WIDTH, "layers": 2, "heads": 3, "ffn": 2 * WIDTH, "max_positions": 256},
+        "opt": {
+            "family": "opt", "vocab": VOCAB, "width": WIDTH, "layers": 2, "heads": 3, "ffn": 2 * WIDTH, "max_positions": 1024,
+        },
         "smollm2": {
             "family": "llama", "source": SMOLLM2, "builder": "smollm2",
             "vocab": 49152, "width": 576, "layers": 30, "heads": 9, "kv_heads": 3, "ffn": 1536,

@@ -197,7 +197,10 @@ def _document(caption_weight: float, question_weight: float) -> Template:
 
     def segments(example: Example, seed: int) -> list[Segment]:
         caption = example.meta.get("caption", "").rstrip(". ")
-        parts: list[Piece | Special | MediumSlot] = [Special("bos"), *([Piece(f"{caption}.", caption_weight)] if caption else [])]
+        parts: list[Piece | Special | MediumSlot] = [
+            Special("bos"),
+            *([Piece(f"{caption}.", caption_weight)] if caption else []),
+        ]
         for question, _, answer in exchanges(example):
             parts += [ask(question), Piece(f" {_answer(example, question, answer)}", 1.0), Special("eos", 1.0)]
         return [Segment(tuple(parts))]

@@ -132,4 +132,5 @@ def weight_table(config: OPTConfig) -> Table:
         *linear("layers.mlp.down", f"{block}fc2", layers=layers),
         *norm("norm", "model.decoder.final_layer_norm"),
     ]
-    return [dataclasses.replace(entry, theirs=(entry.theirs, entry.theirs.removeprefix("model."))) for entry in table]
+    keys = [(entry, str(entry.theirs)) for entry in table]
+    return [dataclasses.replace(entry, theirs=(key, key.removeprefix("model."))) for entry, key in keys]

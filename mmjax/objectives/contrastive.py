@@ -26,9 +26,7 @@ def similarities(
     return image_to_text, text_to_image
 
 
-def contrastive_loss(
-    similarity: Float[Array, "b b"], same: Bool[Array, "b b"], smoothing: float
-) -> Float[Array, ""]:
+def contrastive_loss(similarity: Float[Array, "b b"], same: Bool[Array, "b b"], smoothing: float) -> Float[Array, ""]:
     """Sum over anchors of the cross-entropy against their keys.
 
     Args:

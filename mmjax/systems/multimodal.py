@@ -25,9 +25,9 @@ class MultimodalLM(nnx.Module):
     """
 
     def __init__(self, encoders: dict[str, nnx.Module], connectors: dict[str, nnx.Module], llm: nnx.Module | None):
-        self.encoders = nnx.Dict(encoders)
-        self.connectors = nnx.Dict(connectors)
-        self.llm = llm
+        self.encoders: Any = nnx.Dict(encoders)
+        self.connectors: Any = nnx.Dict(connectors)
+        self.llm: Any = llm
 
     def encode(self, batch: Batch, modality: str) -> Float[Array, "b n p e"]:
         """Features of every media slot of the batch."""

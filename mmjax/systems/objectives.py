@@ -61,7 +61,9 @@ def language_modelling(
     return counts, sums, ("text",), False
 
 
-def blip2_stage1(*, label_smoothing: float = 0.0, chunk: int = 512, **_: Any) -> tuple[Callable, Callable, tuple[str, ...], bool]:
+def blip2_stage1(
+    *, label_smoothing: float = 0.0, chunk: int = 512, **_: Any
+) -> tuple[Callable, Callable, tuple[str, ...], bool]:
     """Contrast, matching and image-grounded generation (BLIP-2 stage 1)."""
 
     def sums(system: Any, batch: Batch, key: Array | None) -> tuple[Sums, Metrics]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from flax import nnx
@@ -18,7 +18,7 @@ from mmjax.systems.multimodal import MultimodalLM
 from mmjax.types import UserError
 from mmjax.types.config import from_config
 
-Family = tuple[type, type[nnx.Module]]
+Family = tuple[type, Callable[[Any], nnx.Module]]
 
 FAMILIES: dict[str, dict[str, Family]] = {
     "encoders.image": {"vit": (ViTConfig, ViT)},
@@ -74,9 +74,8 @@ def _check_widths(configs: Mapping[str, Any]) -> None:
         expected = {"encoder_width": ("encoder", encoder.width), "output_width": ("llm", 0 if llm is None else llm.width)}
         for field, (neighbour, width) in expected.items():
             if getattr(connector, field) != width:
-                raise UserError(
-                    f"config.parts.connectors.image.{field}={getattr(connector, field)} must be the {neighbour}'s width, {width}"
-                )
+                path = f"config.parts.connectors.image.{field}"
+                raise UserError(f"{path}={getattr(connector, field)} must be the {neighbour}'s width, {width}")
     if connector is None and llm is None:
         raise UserError("config.parts names no llm")
 

@@ -188,7 +188,9 @@ class Stage:
         for name in ("trainable", "lora", "learning_rate", "weight_decay", "dtype", "sharding"):
             check_rules(name, getattr(self, name))
         if self.data.rows % self.optimizer.accumulation:
-            raise ValueError(f"data.rows={self.data.rows} is not divisible by optimizer.accumulation={self.optimizer.accumulation}")
+            raise ValueError(
+                f"data.rows={self.data.rows} is not divisible by optimizer.accumulation={self.optimizer.accumulation}"
+            )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

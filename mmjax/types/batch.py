@@ -7,12 +7,16 @@ Letters of the shapes are the vocabulary of the whole project: `b` rows, `t` tex
 from __future__ import annotations
 
 import dataclasses
+from typing import TYPE_CHECKING, Any
 
 import jax
 from jaxtyping import Array, Bool, Float, Int, Shaped
 from numpy import ndarray
 
-AnyArray = Array | ndarray | jax.ShapeDtypeStruct | jax.stages.ArgInfo  # the last two while a step is compiled on shapes
+if TYPE_CHECKING:
+    AnyArray = Any
+else:  # on the host, on devices, or (while a step is compiled) shapes alone
+    AnyArray = Array | ndarray | jax.ShapeDtypeStruct | jax.stages.ArgInfo
 
 
 @jax.tree_util.register_dataclass

@@ -43,7 +43,9 @@ class Part:
 
     def __post_init__(self):
         if (self.text is None) == (self.medium is None):
-            raise ValueError(f"a part is either a text or the index of a medium, got text={self.text!r}, medium={self.medium!r}")
+            raise ValueError(
+                f"a part is either a text or the index of a medium, got text={self.text!r}, medium={self.medium!r}"
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,7 +100,9 @@ class Example:
         for turn in self.turns:
             for index in turn.media:
                 if not 0 <= index < len(self.media):
-                    raise ValueError(f"example {self.id!r}: a part refers to medium {index}, but there are {len(self.media)} media")
+                    raise ValueError(
+                        f"example {self.id!r}: a part refers to medium {index}, but there are {len(self.media)} media"
+                    )
 
 
 @runtime_checkable

@@ -265,7 +265,9 @@ def _tensor(key: str, owners: list[tuple[Entry, int]], parameters: Parameters, s
 
     def load() -> np.ndarray:
         zeros = np.zeros((shape[0] // len(owners), *shape[1:]), dtype) if len(owners) > 1 else None
-        values = [zeros if entry.ours is None else _written(entry, layer, parameters, specs) for entry, layer in owners]
+        values: list[Any] = [
+            zeros if entry.ours is None else _written(entry, layer, parameters, specs) for entry, layer in owners
+        ]
         return np.concatenate(values) if len(owners) > 1 else values[0]
 
     return Tensor(shape, dtype, load)

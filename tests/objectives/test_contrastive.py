@@ -33,9 +33,7 @@ def test_similarities_and_their_gradient_equal_torch():
     i2t = torch.einsum("iqd,td->itq", image_n, text_n.detach()).amax(-1) / scale
     t2i = torch.einsum("td,iqd->tiq", text_n, image_n.detach()).amax(-1) / scale
     labels = torch.arange(len(texts))
-    reference = sum(
-        torch.nn.functional.cross_entropy(s, labels, label_smoothing=0.1, reduction="sum") for s in (i2t, t2i)
-    )
+    reference = sum(torch.nn.functional.cross_entropy(s, labels, label_smoothing=0.1, reduction="sum") for s in (i2t, t2i))
     reference.backward()
     np.testing.assert_allclose(value, reference.item(), rtol=1e-5)
     for ours, theirs in zip(gradients, torch_arguments, strict=True):

@@ -40,7 +40,9 @@ def test_padded_vocabulary_changes_nothing():
     padded = jnp.pad(logits, ((0, 0), (0, 0), (0, 5)), constant_values=-jnp.inf)
     for smoothing in (0.0, 0.1):
         np.testing.assert_allclose(
-            cross_entropy(padded, jnp.asarray(targets), smoothing), cross_entropy(logits, jnp.asarray(targets), smoothing), rtol=1e-6
+            cross_entropy(padded, jnp.asarray(targets), smoothing),
+            cross_entropy(logits, jnp.asarray(targets), smoothing),
+            rtol=1e-6,
         )
 
 
