@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding
 from jax.tree_util import DictKey
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -126,8 +127,8 @@ def write_parts(table: Mapping[str, Part], path: Path) -> None:
 def print_parts(table: Mapping[str, Part], console: Console | None = None) -> None:
     """Prints the table, and below it the leaves that are replicated."""
     console = console or Console()
-    columns = ("part", "parameters", "trainable", "dtype", "weights", "optimizer", "forward FLOP/step", "backward FLOP/step")
-    shown = Table(*columns, title="parts")
+    columns = ("part", "parameters", "trainable", "dtype", "weights", "optimizer", "forward", "backward")
+    shown = Table(*columns, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), caption="forward and backward: matrix FLOP of a step")
     for column in (1, 2, 4, 5, 6, 7):
         shown.columns[column].justify = "right"
     for name, part in table.items():
