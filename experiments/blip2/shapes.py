@@ -20,7 +20,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     """The experiment; arguments: llm (opt or smollm2), stage1 (train it or not), scale (of the steps of vqa), long."""
     chosen = parse_arg(arg, llm="opt", stage1=True, scale=1.0, long=False)
     scale = chosen.scale * (3 if chosen.long else 1)
-    steps = {"lm": 150, "stage1": 250, "stage2": 80, "vqa": round(1000 * scale)}
+    steps = {"lm": 150, "stage1": 250, "stage2": 80, "vqa": round(1100 * scale)}
     return config(
         "shapes",
         image_size=36,

@@ -61,8 +61,14 @@ def config(
             **fields,
         }
 
-    def optimizer(rate: float) -> dict[str, Any]:
-        return {"learning_rate": rate, "warmup_steps": 100, "weight_decay": 0.05, "b2": 0.98, "clip_norm": 1.0}
+    def optimizer(stage: str, rate: float) -> dict[str, Any]:
+        return {
+            "learning_rate": rate,
+            "warmup_steps": min(100, steps[stage] // 3),
+            "weight_decay": 0.05,
+            "b2": 0.98,
+            "clip_norm": 1.0,
+        }
 
     image = {"media": 1, "soft_tokens": QUERIES, "flip": flip}
     llm_rules = [[r"llm\..*", False]] if frozen_llm else []
@@ -70,19 +76,19 @@ def config(
         "lm": {
             "objective": {"name": "language_modelling"},
             "data": data("document", 8 + caption_length + 16 * questions, media=0),
-            "optimizer": optimizer(2 * learning_rate),
+            "optimizer": optimizer("lm", 2 * learning_rate),
             "trainable": [[r"llm\..*", True], [".*", False]],
         },
         "stage1": {
             "objective": {"name": "blip2_stage1"},
             "data": data("caption_pair", 0, queries=1, query_length=caption_length + 2, **image),
-            "optimizer": optimizer(learning_rate),
+            "optimizer": optimizer("stage1", learning_rate),
             "trainable": [[r"(llm|connectors\.image\.projection)\..*", False], [".*", True]],
         },
         "stage2": {
             "objective": {"name": "language_modelling"},
             "data": data("caption", QUERIES + caption_length + 2, **image),
-            "optimizer": optimizer(learning_rate),
+            "optimizer": optimizer("stage2", learning_rate),
             "trainable": [
                 *llm_rules,
                 [r".*\.(heads|text_mlp|text_end|word_embedding|position_embedding)\..*", False],
@@ -99,7 +105,7 @@ def config(
                 pack=images_per_row > 1,
                 **{**image, "media": images_per_row},
             ),
-            "optimizer": optimizer(learning_rate),
+            "optimizer": optimizer("vqa", learning_rate),
             "trainable": [*llm_rules, [r"connectors\.image\.heads\..*", False], [".*", True]],
             "evaluate_every": 200,
             "evaluate": list(evaluations),

@@ -143,7 +143,8 @@ class Loop:
                     self._save(state, done)
                 with services.goodput.charge("checkpoint"):
                     services.checkpoints.wait()
-                services.progress.note(f"stopped at step {done}, saved; the same command resumes")
+                saved = f"stopped at step {done}, saved" if done else "stopped before the first step"
+                services.progress.note(f"{saved}; the same command resumes")
                 raise Stopped(signum, self.stage, done)
             services.profile.before(done)
             batch = self._next(batches, done)

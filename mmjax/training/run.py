@@ -23,6 +23,7 @@ from mmjax.data.records import open_source
 from mmjax.data.stream import make_stream
 from mmjax.evaluation.evaluate import evaluate_model
 from mmjax.evaluation.report import write_report
+from mmjax.evaluation.summary import print_summary
 from mmjax.layers.parameters import Parameters
 from mmjax.parallel.axes import batch_sharding
 from mmjax.systems.objectives import make_objective
@@ -87,15 +88,18 @@ def train(config: Any, workdir: str | Path, stage: str | None = None) -> dict[st
         stack.enter_context(contextlib.closing(metrics))
         watchdog = stack.enter_context(Watchdog(workdir / "stacks.txt", logging_config.hang_seconds))
         run = Run(experiment, workdir, primary, metrics, Goodput(), watchdog, stop)
-        # 3. The stages in order; what one has trained is where the next one starts.
+        # 3. Whatever can be wrong with any stage without arrays is found before the first one trains.
+        assemblies = [assemble(experiment, each) for each in experiment.stages.values()]
+        # 4. The stages in order; what one has trained is where the next one starts.
         trained: Parameters = {}
-        for name in experiment.stages:
-            trained |= run.stage(name, trained, may_train=stage in (None, name))
-            if name == stage:
+        for assembly in assemblies:
+            trained |= run.stage(assembly, trained, may_train=stage in (None, assembly.stage.name))
+            if assembly.stage.name == stage:
                 break
-        # 4. The report.
+        # 5. The report.
         if primary:
             write_report(workdir)
+            print_summary(workdir)
     return summarise(workdir)
 
 
@@ -111,20 +115,22 @@ class Run:
     watchdog: Watchdog
     stop: StopRequests
 
-    def stage(self, name: str, trained: Parameters, may_train: bool = True) -> Parameters:
+    def stage(self, assembly: Assembly, trained: Parameters, may_train: bool = True) -> Parameters:
         """Trains one stage, unless it is finished, and evaluates it, unless that is done.
 
         Args:
+          assembly: of the stage.
           trained: what the stages before have trained.
           may_train: False = it has to be finished already.
 
         Returns:
           What this stage has trained.
         """
-        experiment, stage = self.experiment, self.experiment.stages[name]
+        experiment, stage, name = self.experiment, assembly.stage, assembly.stage.name
         directory = self.workdir / "checkpoints" / name
-        # 3a. Everything that can be wrong without arrays is found now.
-        assembly = assemble(experiment, stage)
+        if self.stop.received and jax.process_count() == 1:
+            raise Stopped(self.stop.received, name, 0)
+        # 4a. Nothing to do, if its last step is there, good and evaluated.
         if stage.steps in Checkpoints(directory, writable=False).steps() and self._evaluated(stage):
             with contextlib.suppress(UserError):  # damaged after all, said in the log: it is trained from the step before
                 return restore_leaves(directory, "trainable/", assembly.shardings.__getitem__, step=stage.steps)[1]
@@ -139,7 +145,7 @@ class Run:
         with contextlib.ExitStack() as stack:
             checkpoints = Checkpoints(directory, keep=experiment.checkpoint.keep, writable=self.primary)
             stack.enter_context(contextlib.closing(checkpoints))
-            # 3b. The newest good checkpoint, on whatever mesh it was saved, or the values before the stage.
+            # 4b. The newest good checkpoint, on whatever mesh it was saved, or the values before the stage.
             with self.goodput.charge("checkpoint"):
                 restored = checkpoints.restore(assembly.state)
             start = restored.step if restored else 0
@@ -157,7 +163,7 @@ class Run:
                 state = self._train(
                     assembly, services, processor, evaluator, state, frozen, restored and restored.record, replayed
                 )
-            # 3d. The final evaluations, on all examples.
+            # 4d. The final evaluations, on all examples.
             if not self._evaluated(stage):
                 self._evaluate(services, evaluator, stage, state)
             progress.note(f"time: {summary(self.goodput.since(mark))}")
@@ -167,7 +173,7 @@ class Run:
         self, assembly: Assembly, services: Services, processor: Processor, evaluator: Evaluator,
         state: State, frozen: Parameters, record: Mapping[str, Any] | None, replayed: int,
     ) -> State:  # fmt: skip
-        """3c. The stage's data from the restored position, its compiled step, and the loop."""
+        """4c. The stage's data from the restored position, its compiled step, and the loop."""
         experiment, stage = self.experiment, assembly.stage
         checkpoint, start = experiment.checkpoint, int(state.step)
         prompts, table = answer_prior(stage, processor)
@@ -193,9 +199,11 @@ class Run:
         )
         step = make_train_step(assembly.definition, stage, objective, assembly.optimizer, assembly.state, assembly.frozen)
         with contextlib.closing(stream), prefetch(stream, to_devices(assembly.mesh), stage.data.prefetch) as batches:
-            first = next(batches)
+            with self.goodput.charge("data"):
+                first = next(batches)
             if self.primary:
-                flops = step_flops(assembly.definition, stage, objective, step, assembly.state, assembly.frozen, first)
+                with self.goodput.charge("compile"):
+                    flops = step_flops(assembly.definition, stage, objective, step, assembly.state, assembly.frozen, first)
                 parts = parts_table(assembly.definition, assembly.state, assembly.frozen, assembly.shardings, flops)
                 write_parts(parts, self.workdir / "parts.json")
                 print_parts(parts)

@@ -257,6 +257,13 @@ def test_workdir_of_another_config_is_refused(config, finished):
     assert json.loads((finished / "config.json").read_text())["checkpoint"]["keep"] == 5
 
 
+def test_mistake_in_a_later_stage_is_found_first(config, tmp_path):
+    config["stages"]["caption"]["learning_rate"] = [["conectors.*", 0.1]]
+    with pytest.raises(UserError, match="stages.caption.learning_rate.*conectors"):
+        train(config, tmp_path)
+    assert not (tmp_path / "checkpoints").exists()
+
+
 def test_changed_data_are_refused(config, at, tmp_path, world):
     at(step=3, action=kill)
     with pytest.raises(Killed):
