@@ -42,7 +42,7 @@ def config(
       query_length: tokens of the longest question as the connector reads it.
       caption_length: tokens of the longest caption; 0 = there are no captions, so no stage that needs them.
       steps: of each stage: "lm", "stage1", "stage2", "vqa". A stage with 0 steps is left out.
-      rows: rows per step.
+      rows: rows per step; an eighth of them where the real language model reads along.
       images_per_row: images that a row of questions is packed from; 1 = one image a row, no packing.
       stage1: whether to pre-train the Q-Former.
       llm: "opt" (trained from scratch) or "smollm2" (real weights, frozen).
@@ -55,7 +55,7 @@ def config(
     def data(template: str, length: int, **fields: Any) -> dict[str, Any]:
         return {
             "mixture": {name: {**source, "template": template}},
-            "rows": rows,
+            "rows": rows if not frozen_llm or template == "caption_pair" else rows // 8,
             "length": length,
             "image_size": image_size,
             **fields,
@@ -107,7 +107,7 @@ def config(
             ),
             "optimizer": optimizer("vqa", learning_rate),
             "trainable": [*llm_rules, [r"connectors\.image\.heads\..*", False], [".*", True]],
-            "evaluate_every": 200,
+            "evaluate_every": 0 if frozen_llm else 200,
             "evaluate": list(evaluations),
         },
     }
@@ -131,7 +131,8 @@ def config(
             "evaluations": {
                 key: {
                     "source": {**source, "split": split, "template": "question_answer"},
-                    "batch_size": 16 if frozen_llm else 200,
+                    "batch_size": 60 if frozen_llm else 200,
+                    "limit": 50 if frozen_llm else 0,
                     "max_new_tokens": 4,
                     "control": "swapped",
                 }
