@@ -152,6 +152,7 @@ class Loop:
                 state, metrics = self.step(state, batch)
                 if done == start:
                     jax.block_until_ready(metrics)
+                    self._saved_at = time.monotonic()
                 done += 1
                 self._pending.append((done, metrics))
                 self._settle(leave=1)
