@@ -20,7 +20,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     """The experiment; arguments: llm (opt or smollm2), stage1 (train it or not), scale (of the steps of vqa), long."""
     chosen = parse_arg(arg, llm="opt", stage1=True, scale=1.0, long=False)
     scale = chosen.scale * (3 if chosen.long else 1)
-    steps = {"lm": 150, "stage1": 250, "stage2": 80, "vqa": 1100}
+    steps = {"lm": 150, "stage1": 250, "stage2": 200, "vqa": 1100}
     if chosen.llm == "smollm2":  # a step through it costs a hundred times as much
         steps = {"lm": 0, "stage1": 600, "stage2": 40, "vqa": 160}
     steps["vqa"] = round(steps["vqa"] * scale)

@@ -30,7 +30,6 @@ def config(
     images_per_row: int = 1,
     stage1: bool = True,
     llm: str = "opt",
-    learning_rate: float = 1.5e-3,
     flip: bool = True,
     evaluations: dict[str, str],
 ) -> ConfigDict:
@@ -76,19 +75,19 @@ def config(
         "lm": {
             "objective": {"name": "language_modelling"},
             "data": data("document", 8 + caption_length + 16 * questions, media=0),
-            "optimizer": optimizer("lm", 2 * learning_rate),
+            "optimizer": optimizer("lm", 3e-3),
             "trainable": [[r"llm\..*", True], [".*", False]],
         },
         "stage1": {
             "objective": {"name": "blip2_stage1"},
             "data": data("caption_pair", 0, queries=1, query_length=caption_length + 2, **image),
-            "optimizer": optimizer("stage1", learning_rate),
+            "optimizer": optimizer("stage1", 1.5e-3),
             "trainable": [[r"(llm|connectors\.image\.projection)\..*", False], [".*", True]],
         },
         "stage2": {
             "objective": {"name": "language_modelling"},
             "data": data("caption", QUERIES + caption_length + 2, **image),
-            "optimizer": optimizer("stage2", learning_rate),
+            "optimizer": optimizer("stage2", 1e-3),
             "trainable": [
                 *llm_rules,
                 [r".*\.(heads|text_mlp|text_end|word_embedding|position_embedding)\..*", False],
@@ -105,7 +104,7 @@ def config(
                 pack=images_per_row > 1,
                 **{**image, "media": images_per_row},
             ),
-            "optimizer": optimizer("vqa", learning_rate),
+            "optimizer": optimizer("vqa", 1e-3),
             "trainable": [*llm_rules, [r"connectors\.image\.heads\..*", False], [".*", True]],
             "evaluate_every": 0 if frozen_llm else 200,
             "evaluate": list(evaluations),
