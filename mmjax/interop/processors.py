@@ -92,9 +92,16 @@ def with_token_ids(config: dict[str, Any], processor: Processor | None) -> dict[
     config = {**config, "text_config": {**config["text_config"], **ids}}
     config["qformer_config"] = {**config["qformer_config"], "pad_token_id": processor.query_pad_id}
     if "image_token_index" not in config:
-        tokenizer = with_placeholder(processor.llm, config["text_config"]["vocab_size"])
-        config["image_token_index"] = tokenizer.get_vocab()[IMAGE_TOKEN]
+        config["image_token_index"] = _placeholder_id(config["text_config"], processor)
     return config
+
+
+def _placeholder_id(text: Mapping[str, Any], processor: Processor) -> int:
+    if "vocab_size" in text:
+        return with_placeholder(processor.llm, text["vocab_size"]).get_vocab()[IMAGE_TOKEN]
+    # Retrieval has no language model: its class cuts the placeholders off before anything looks them up.
+    tokenizer = processor.connector or processor.llm
+    return tokenizer.get_vocab().get(IMAGE_TOKEN, len(tokenizer))
 
 
 def with_placeholder(tokenizer: PreTrainedTokenizerFast, vocabulary: int) -> PreTrainedTokenizerFast:

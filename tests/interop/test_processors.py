@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import jax
 import numpy as np
 import pytest
 import torch
@@ -14,6 +15,7 @@ import mmjax
 from mmjax.data.tokenizer import load_tokenizer
 from mmjax.interop import hf_forward
 from mmjax.interop.processors import with_placeholder
+from mmjax.systems.parts import build_definition
 from mmjax.types import Medium, Model, UserError, ask
 from tests.decoding import world
 
@@ -104,6 +106,29 @@ def test_without_its_questions_it_is_plain_blip2(exported, tmp_path):
     assert not any(report.values()), report
     plain = mmjax.from_pretrained(tmp_path)
     assert plain.config["parts"]["connectors.image"]["vocab"] == 0 and plain.processor.query_length == 0
+
+
+def test_stage_one_is_exported_for_retrieval(exported, tmp_path):
+    whole, _, _ = exported
+    parts = {**whole.config["parts"]}
+    parts["connectors.image"] = {**parts["connectors.image"], "stage1": True, "projection": 4}
+    definition = build_definition(parts)
+    parameters = jax.jit(definition.initialise)(jax.random.key(1)) | dict(whole.parameters)
+    model = Model(definition, parameters, whole.processor, {"parts": parts})
+    export = mmjax.save_pretrained(model, tmp_path, architecture="Blip2ForImageTextRetrieval")
+    assert {path.split(".")[0] for path in export.left_out} == {"connectors", "llm"}
+    assert "connectors.image.heads.temperature" in export.left_out
+    processor = transformers.Blip2Processor.from_pretrained(tmp_path)
+    images = [Image.fromarray(world.pixels(number)) for number in (1, 2)]
+    inputs = processor(images=images, text=["is a red", "is a blue"], return_tensors="pt")
+    reference, report = transformers.Blip2ForImageTextRetrieval.from_pretrained(tmp_path, output_loading_info=True)
+    assert not any(report.values()), report
+    arrays = {key: value.numpy() for key, value in inputs.items()}
+    for matching in (False, True):
+        with torch.no_grad():
+            expected = reference.eval()(**inputs, use_image_text_matching_head=matching).logits_per_image.numpy()
+        got = hf_forward(mmjax.from_pretrained(tmp_path), {**arrays, "use_image_text_matching_head": matching})
+        np.testing.assert_allclose(got["logits_per_image"], expected, atol=1e-4)
 
 
 @pytest.mark.parametrize("vocabulary", [9, 8])
