@@ -89,8 +89,8 @@ def config(
             "data": data("caption", QUERIES + caption_length + 2, **image),
             "optimizer": optimizer("stage2", 1e-3),
             "trainable": [
-                *llm_rules,
-                [r".*\.(heads|text_mlp|text_end|word_embedding|position_embedding)\..*", False],
+                [r"llm\..*", False],
+                [r"connectors\.image\..*(heads|text_mlp|text_end|word_embedding|position_embedding)\..*", False],
                 [".*", True],
             ],
         },
