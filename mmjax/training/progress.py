@@ -51,13 +51,15 @@ class StageProgress:
         if not self.shown:
             return
         now = time.monotonic()
-        left = (now - self._began) / max(step - self.start, 1) * (self.total - step)
         parts = [f"step {step}/{self.total}"]
         if "train/loss" in values:
             parts.append(f"loss {values['train/loss']:.4f}")
         if "speed/examples_per_second" in values:
             parts.append(f"{values['speed/examples_per_second']:,.0f} examples/s")
-        parts.append(f"{duration(left)} to go" if step < self.total else f"done in {duration(now - self._began)}")
+        if step == self.total:
+            parts.append(f"done in {duration(now - self._began)}")
+        elif "speed/steps_per_second" in values:
+            parts.append(f"{duration((self.total - step) / values['speed/steps_per_second'])} to go")
         text = ", ".join(parts)
         if self._live is not None:
             self._live.update(self._task, completed=step, text=text)

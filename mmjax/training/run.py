@@ -33,7 +33,7 @@ from mmjax.training.checkpoint import Checkpoints, restore_leaves
 from mmjax.training.goodput import Goodput, summary
 from mmjax.training.load import load_model, make_model, stage_processor
 from mmjax.training.lock import run_lock
-from mmjax.training.loop import Loop, Schedule, Services
+from mmjax.training.loop import Loop, Schedule, Services, show_results
 from mmjax.training.metrics import FILE, Metrics, read_lines
 from mmjax.training.parts import parts_table, print_parts, step_flops, write_parts
 from mmjax.training.preemption import Interrupted, Stopped, StopRequests
@@ -243,7 +243,7 @@ class Run:
         except Interrupted:
             raise Stopped(self.stop.received, stage.name, stage.steps) from None
         self.metrics.write(stage.name, stage.steps, {f"eval/{name}": value for name, value in results.items()})
-        services.progress.note(", ".join(f"{name} {value:.4f}" for name, value in results.items()))
+        services.progress.note(show_results(results))
 
     def _profile(self, stage: str) -> ProfileWindow:
         config = self.experiment.logging

@@ -78,7 +78,7 @@ class Terminal(io.StringIO):
 @pytest.mark.parametrize("stream", [io.StringIO(), Terminal()])
 def test_progress(stream):
     progress = StageProgress("vqa", 10, stream=stream)
-    progress.update(5, {"train/loss": 1.23456, "speed/examples_per_second": 1234.0})
+    progress.update(5, {"train/loss": 1.23456, "speed/examples_per_second": 1234.0, "speed/steps_per_second": 0.5})
     progress.update(6, {"train/loss": 1.0})
     progress.note("evaluated")
     progress.update(10, {"train/loss": 0.5})
@@ -86,7 +86,7 @@ def test_progress(stream):
     shown = stream.getvalue()
     assert "step 10/10, loss 0.5000, done" in shown and "vqa: evaluated" in shown
     if not stream.isatty():
-        assert "vqa: step 5/10, loss 1.2346, 1,234 examples/s, " in shown
+        assert "vqa: step 5/10, loss 1.2346, 1,234 examples/s, 10s to go" in shown
         assert "step 6/10" not in shown, "plain lines come every ten seconds at most"
 
 

@@ -1,6 +1,7 @@
 """A small real training run in a process of its own, for tests that kill it.
 
 Usage: toy.py WORKDIR [--steps=N] [--pace=SECONDS] [--save-every=N] [--hang-at=N] [--hang-seconds=S] [--nan-from=N] [--width=N]
+       [--process=I --processes=N --port=P]
 A two-layer network with dropout and AdamW learns from batches that are a pure function of their number.
 """
 
@@ -16,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from mmjax.training.checkpoint import Checkpoints, flatten
 from mmjax.training.digest import digests
@@ -87,6 +89,22 @@ def check(metrics, step):
         raise UserError(f"steps {step - 2} to {step} gave bad updates")
 
 
+def spread(state):
+    """The state on the devices of all processes, its weights and moments split over them, and how to place a batch."""
+    mesh = Mesh(np.array(jax.devices()), ("fsdp",))
+
+    def put(leaf, spec):
+        host = np.asarray(leaf)
+        return jax.make_array_from_callback(host.shape, NamedSharding(mesh, spec), host.__getitem__)
+
+    def put_state(leaf):
+        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            return jax.random.wrap_key_data(put(jax.random.key_data(leaf), PartitionSpec()))
+        return put(leaf, PartitionSpec("fsdp") if leaf.ndim and leaf.shape[0] % len(jax.devices()) == 0 else PartitionSpec())
+
+    return jax.tree.map(put_state, state), lambda batch: jax.tree.map(lambda leaf: put(leaf, PartitionSpec("fsdp")), batch)
+
+
 def main(arguments: list[str] | None = None):
     parser = argparse.ArgumentParser()
     parser.add_argument("workdir", type=Path)
@@ -97,20 +115,31 @@ def main(arguments: list[str] | None = None):
     parser.add_argument("--hang-seconds", type=float, default=0.0)
     parser.add_argument("--nan-from", type=int, default=10**9)
     parser.add_argument("--width", type=int, default=16)
+    parser.add_argument("--process", type=int, default=0)
+    parser.add_argument("--processes", type=int, default=1)
+    parser.add_argument("--port", type=int, default=0)
     options = parser.parse_args(arguments)
+    if options.processes > 1:
+        jax.distributed.initialize(
+            f"127.0.0.1:{options.port}", options.processes, options.process, heartbeat_timeout_seconds=10
+        )
+    primary = options.process == 0
     with contextlib.ExitStack() as stack:
         stop = stack.enter_context(StopRequests())
-        stack.enter_context(run_lock(options.workdir))
-        metrics = stack.enter_context(contextlib.closing(Metrics(options.workdir)))
+        stack.enter_context(run_lock(options.workdir) if primary else contextlib.nullcontext())
+        metrics = stack.enter_context(contextlib.closing(Metrics(options.workdir, primary=primary)))
         checkpoints = stack.enter_context(contextlib.closing(Checkpoints(options.workdir / "checkpoints" / STAGE)))
         watchdog = stack.enter_context(Watchdog(options.workdir / "stacks.txt", options.hang_seconds))
         state = fresh(init(options.width))
+        place = lambda tree: tree  # noqa: E731
+        if options.processes > 1:
+            state, place = spread(state)
         restored = checkpoints.restore(state)
         start = restored.step if restored else 0
         services = Services(
             checkpoints=checkpoints,
             metrics=metrics,
-            progress=stack.enter_context(contextlib.closing(StageProgress(STAGE, options.steps, start))),
+            progress=stack.enter_context(contextlib.closing(StageProgress(STAGE, options.steps, start, shown=primary))),
             goodput=Goodput(),
             watchdog=watchdog,
             stop=stop,
@@ -122,8 +151,12 @@ def main(arguments: list[str] | None = None):
         loop = Loop(STAGE, step, schedule, services, check=check, compilations=step._cache_size, replayed=replayed)
         if restored:
             loop.resume(restored.record)
-        state = loop.run(restored.state if restored else state, batches(start, options), start=start)
-        replace_file(options.workdir / "final.txt", str(digests(flatten(state))))
+        state = loop.run(
+            restored.state if restored else state, (place(batch) for batch in batches(start, options)), start=start
+        )
+        final = str(digests(flatten(state)))
+        if primary:
+            replace_file(options.workdir / "final.txt", final)
 
 
 if __name__ == "__main__":
