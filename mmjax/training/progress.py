@@ -35,7 +35,7 @@ class StageProgress:
     """
 
     def __init__(self, stage: str, total: int, start: int = 0, *, shown: bool = True, stream: TextIOBase | None = None):
-        self.stage, self.total, self.start, self.shown = stage, total, start, shown
+        self.stage, self.total, self.shown = stage, total, shown
         self._stream: Any = stream or sys.stdout
         self._began = self._last = time.monotonic()
         self._printed = -PLAIN_SECONDS

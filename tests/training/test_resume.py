@@ -219,22 +219,23 @@ def start_two(workdir: Path, *options: str) -> list[subprocess.Popen]:
     return [start(workdir, f"--process={i}", "--processes=2", f"--port={port}", *options) for i in range(2)]
 
 
+def expect(processes: list[subprocess.Popen], code: int) -> None:
+    for process in processes:
+        output, _ = process.communicate(timeout=120)
+        assert process.returncode == code, output
+
+
 @pytest.mark.heavy
 @pytest.mark.parametrize("signalled", [0, 1])
 def test_one_of_two_processes_is_asked_to_stop(tmp_path, monkeypatch, signalled):
     """Both save the same step, and the resumed run is that of two processes that nobody has disturbed."""
     monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=1")
-    for process in (whole := start_two(tmp_path / "whole")):
-        assert process.wait(120) == 0, process.communicate()[0]
-    assert whole
+    expect(start_two(tmp_path / "whole"), 0)
     processes = start_two(tmp_path / "stopped", "--pace=0.05", "--save-every=0")
     wait_for(lambda: 9 in steps(tmp_path / "stopped"), processes[0])
     processes[signalled].send_signal(signal.SIGTERM)
-    for process in processes:
-        output, _ = process.communicate(timeout=60)
-        assert process.returncode == 143, output
+    expect(processes, 143)
     assert len(saved(tmp_path / "stopped")) == 1
-    for process in start_two(tmp_path / "stopped"):
-        assert process.wait(120) == 0, process.communicate()[0]
+    expect(start_two(tmp_path / "stopped"), 0)
     assert curve(tmp_path / "stopped") == curve(tmp_path / "whole")
     assert (tmp_path / "stopped" / "final.txt").read_text() == (tmp_path / "whole" / "final.txt").read_text()
