@@ -2,7 +2,7 @@
 
     launch/local.sh train                                              # the default
     launch/local.sh train --config=experiments/blip2/shapes.py:long    # three times the steps
-    launch/local.sh train --config=experiments/blip2/shapes.py:stage1=false,scale=1.3   # without stage 1, equal time
+    launch/local.sh train --config=experiments/blip2/shapes.py:stage1=false   # benchmarks/ablate_stage1.py compares
     launch/local.sh train --config=experiments/blip2/shapes.py:llm=smollm2
 
 Figures reached are in docs/results.md.

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
-import os
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -22,6 +21,7 @@ from mmjax.decoding.generate import Answer, answer_batches, make_options
 from mmjax.evaluation.metrics import by_kind, find_metric, mean
 from mmjax.evaluation.pictures import answered_pictures
 from mmjax.types import Example, Medium, Source, UserError
+from mmjax.types.files import replace_file
 from mmjax.types.model import Model
 
 CONTROLS = ("", "swapped")
@@ -114,9 +114,9 @@ def evaluate_model(
         folder = Path(workdir) / "eval"
         shown = answered_pictures(model, source, count, lines, template=template)
         if jax.process_index() == 0:
-            write_atomically(folder / f"{name}.jsonl", "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
-            write_atomically(folder / f"{name}.pictures.json", json.dumps(shown, ensure_ascii=False))
-            write_atomically(folder / f"{name}.json", json.dumps(numbers, ensure_ascii=False, indent=2) + "\n")
+            replace_file(folder / f"{name}.jsonl", "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+            replace_file(folder / f"{name}.pictures.json", json.dumps(shown, ensure_ascii=False))
+            replace_file(folder / f"{name}.json", json.dumps(numbers, ensure_ascii=False, indent=2) + "\n")
     results = {metric: numbers[metric]}
     results |= {f"{metric}/{kind}": row["mean"] for kind, row in numbers["by_kind"].items()}
     return results | ({f"{control}/{metric}": numbers["control"][metric]} if control else {})
@@ -161,17 +161,6 @@ def _noted(asked: Iterable[Example], lines: list[dict[str, Any]]) -> Iterator[Ex
         kind, text = str(question.meta.get("kind", "")), question.turns[-1].text
         lines.append({"id": question.id, "kind": kind, "question": text, "answers": list(question.answers)})
         yield question
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Writes a whole file or, when killed, leaves the old one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.tmp")
-    with open(temporary, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
 
 
 def _table(scores: list[float], kinds: list[str]) -> dict[str, dict[str, float]]:

@@ -14,10 +14,10 @@ import numpy as np
 from PIL import Image
 
 from mmjax.evaluation.curves import Real, Series, curves, legend, number
-from mmjax.evaluation.evaluate import write_atomically
 from mmjax.evaluation.html import Html, page, table, tag
 from mmjax.evaluation.pictures import COUNT
 from mmjax.evaluation.workdir import Evaluated, Run, read_run
+from mmjax.types.files import replace_file
 
 SMALL = 128  # pixels; smaller pictures are enlarged without blurring
 
@@ -43,7 +43,7 @@ def write_report(workdir: str | Path) -> Path:
     title = str(run.config.get("name") or Path(workdir).resolve().name)
     sections = (_answers(run), _evaluations(run), _training(run), _time(run), _parts(run), _config(run))
     path = Path(workdir) / "report.html"
-    write_atomically(path, page(title, tag("h1", title), _headline(run), *sections))
+    replace_file(path, page(title, tag("h1", title), _headline(run), *sections))
     return path
 
 

@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerFast
 from mmjax.data.processor import Processor
 from mmjax.data.tokenizer import load_tokenizer
 from mmjax.types import UserError
-from mmjax.weights.safetensors import replace
+from mmjax.types.files import replace_file
 
 QUERY_LENGTH = 128  # longest question that InstructBLIP's Q-Former was trained on
 QFORMER_TOKENIZER = "qformer_tokenizer"
@@ -46,7 +46,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def write_json(path: Path, value: Mapping[str, Any]) -> Path:
     """Writes a JSON object, whole or not at all."""
-    replace(path, [json.dumps(value, indent=2, sort_keys=True).encode(), b"\n"])
+    replace_file(path, json.dumps(value, indent=2, sort_keys=True) + "\n")
     return path
 
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from mmjax.types import UserError
+from mmjax.types.files import replace_file
 
 FILE = "metrics.jsonl"
 
@@ -26,16 +26,6 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
         if isinstance(line, dict) and {"stage", "step"} <= line.keys():
             lines.append(line)
     return lines
-
-
-def replace_file(path: Path, text: str) -> None:
-    """Writes a whole file or, when killed, leaves the old one."""
-    temporary = path.with_name(f"{path.name}.tmp")
-    with open(temporary, "w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
 
 
 def encode(line: Mapping[str, Any]) -> str:

@@ -8,10 +8,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from mmjax.training.metrics import FILE, read_lines, replace_file
+from mmjax.training.metrics import FILE, read_lines
 from mmjax.training.stage import Experiment
 from mmjax.types import UserError
 from mmjax.types.config import diff, to_dict
+from mmjax.types.files import replace_file
 
 # Settings that may change between two calls on one workdir: they move no number of the training.
 FREE = re.compile(

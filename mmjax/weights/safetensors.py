@@ -9,8 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ import ml_dtypes
 import numpy as np
 
 from mmjax.types import UserError
+from mmjax.types.files import replace_file
 
 DTYPES: dict[str, np.dtype] = {
     "BOOL": np.dtype(np.bool_),
@@ -189,7 +189,7 @@ def save_directory(
         weight_map |= dict.fromkeys(keys, name)
     total = sum(_bytes(tensor) for tensor in tensors.values())
     index = directory / f"{stem}.safetensors.index.json"
-    replace(index, [json.dumps({"metadata": {"total_size": total}, "weight_map": weight_map}, indent=2).encode()])
+    replace_file(index, json.dumps({"metadata": {"total_size": total}, "weight_map": weight_map}, indent=2))
     return [*files, index]
 
 
@@ -228,7 +228,7 @@ def save_file(path: Path, tensors: Mapping[str, Tensor]) -> Path:
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)  # tensors begin at a multiple of 8
     values = (_value(key, tensor) for key, tensor in tensors.items())
-    replace(path, (piece for pieces in ([len(text).to_bytes(8, "little"), text], values) for piece in pieces))
+    replace_file(path, (piece for pieces in ([len(text).to_bytes(8, "little"), text], values) for piece in pieces))
     return path
 
 
@@ -237,17 +237,3 @@ def _value(key: str, tensor: Tensor) -> memoryview:
     if value.shape != tensor.shape or value.dtype != tensor.dtype:
         raise ValueError(f"{key}: announced {tensor.shape} {tensor.dtype}, got {value.shape} {value.dtype}")
     return np.ascontiguousarray(value).reshape(-1).view(np.uint8).data
-
-
-def replace(path: Path, pieces: Iterable[Any]) -> None:
-    """Writes bytes under a temporary name and renames it, so that a file is either whole or not there."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            for piece in pieces:
-                file.write(piece)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)

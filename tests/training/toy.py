@@ -24,12 +24,13 @@ from mmjax.training.digest import digests
 from mmjax.training.goodput import Goodput
 from mmjax.training.lock import run_lock
 from mmjax.training.loop import Loop, Schedule, Services
-from mmjax.training.metrics import Metrics, replace_file
+from mmjax.training.metrics import Metrics
 from mmjax.training.preemption import StopRequests
 from mmjax.training.profile import ProfileWindow
 from mmjax.training.progress import StageProgress
 from mmjax.training.watchdog import Watchdog
 from mmjax.types import UserError
+from mmjax.types.files import replace_file
 
 STAGE = "toy"
 optimizer = optax.adamw(1e-2)
