@@ -1,7 +1,7 @@
 """Ask a picture: BLIP-2 learns visual question answering on rendered shapes, on a laptop's CPU.
 
     launch/local.sh train                                              # the default
-    launch/local.sh train --config=experiments/blip2/shapes.py:long    # three times the steps
+    launch/local.sh train --config=experiments/blip2/shapes.py:long    # twice the questions
     launch/local.sh train --config=experiments/blip2/shapes.py:stage1=false   # benchmarks/ablate_stage1.py compares
     launch/local.sh train --config=experiments/blip2/shapes.py:llm=smollm2
 
@@ -19,7 +19,7 @@ from mmjax.types.config import parse_arg
 def get_config(arg: str | None = None) -> ConfigDict:
     """The experiment; arguments: llm (opt or smollm2), stage1 (train it or not), scale (of the steps of vqa), long."""
     chosen = parse_arg(arg, llm="opt", stage1=True, scale=1.0, long=False)
-    scale = chosen.scale * (3 if chosen.long else 1)
+    scale = chosen.scale * (2 if chosen.long else 1)
     steps = {"lm": 150, "stage1": 250, "stage2": 200, "vqa": 1100}
     if chosen.llm == "smollm2":  # a step through it costs a hundred times as much
         steps = {"lm": 0, "stage1": 600, "stage2": 40, "vqa": 160}

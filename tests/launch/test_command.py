@@ -60,7 +60,7 @@ def test_mistaken_flags_are_one_line(refusal, config_file, arguments, message):
         ("def get_config():\n    return nme\n", "line 2: NameError: name 'nme' is not defined"),
         ("def get_config(:\n", "SyntaxError"),
         ("x = 1\n", "defines no get_config"),
-        ("def get_config():\n    return {'name': 'n'}\n", "system: missing"),
+        ("def get_config():\n    return {'name': 'n'}\n", "parts: missing"),
     ],
 )
 def test_a_broken_config_file_is_one_line(tmp_path, source, message):

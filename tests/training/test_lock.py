@@ -31,10 +31,13 @@ def test_stale_or_broken_file_is_taken_over(tmp_path):
 @pytest.mark.filterwarnings("ignore:.*fork.*")
 def test_a_surviving_child_does_not_hold_it(tmp_path):
     """Data workers may outlive a killed trainer."""
+    ready, tell = os.pipe()
     with run_lock(tmp_path):
         child = os.fork()
         if not child:
+            os.write(tell, b".")
             signal.pause()
+        os.read(ready, 1)  # the child is past its hooks
     try:
         with run_lock(tmp_path):
             pass

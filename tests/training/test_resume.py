@@ -132,7 +132,7 @@ def test_killed_while_saving(tmp_path, uninterrupted):
 
 def test_lines_beyond_the_checkpoint_are_dropped(tmp_path, uninterrupted):
     process = start(tmp_path, PACE, "--save-every=13")
-    wait_for(lambda: 21 in steps(tmp_path), process)
+    wait_for(lambda: saved(tmp_path) and 21 in steps(tmp_path), process)
     process.kill()
     process.communicate()
     assert saved(tmp_path) == [13] and max(steps(tmp_path)) >= 21
@@ -176,8 +176,8 @@ def test_bad_batches_stop_the_run(tmp_path):
 
 
 def test_hang_is_ended_with_stacks(tmp_path):
-    process = start(tmp_path, "--hang-at=6", "--hang-seconds=2")
-    output, _ = process.communicate(timeout=60)
+    process = start(tmp_path, "--hang-at=6", "--hang-seconds=10")
+    output, _ = process.communicate(timeout=120)
     assert process.returncode == 1 and "the run hangs" in output
     assert "in batches" in (tmp_path / "stacks.txt").read_text()
 
