@@ -1,7 +1,8 @@
 """Easy-VQA (github.com/vzhou842/easy-VQA, MIT): 5,000 pictures of 64×64 pixels with one shape each, 48,248 simple questions.
 
 A second opinion beside `shapes`: neither its pictures nor its questions are ours. The PyPI package `easy-vqa` carries the data.
-One Example holds a picture with all its questions as turns.
+One Example holds a picture with all its questions as turns. The release has no captions; what the answers to a picture's
+questions say about it makes one, such as "a blue rectangle".
 """
 
 from __future__ import annotations
@@ -18,6 +19,9 @@ import tensorflow_datasets as tfds
 
 from data_pipelines import builder, tokenizer
 from mmjax.types import Example, Medium, UserError
+
+COLOURS = ("black", "blue", "brown", "gray", "green", "red", "teal", "yellow")
+SHAPES = ("circle", "rectangle", "triangle")
 
 # The first pattern that matches a whole question says its kind. "absent" asks the opposite of "exists".
 _KINDS = (
@@ -47,6 +51,22 @@ def kind(question: str) -> str:
         if re.fullmatch(pattern, question):
             return name
     raise ValueError(f"expected a question of a known form, got {question!r}")
+
+
+def caption(questions: Sequence[tuple[str, str]]) -> str:
+    """What is known from the questions and answers alone: "a blue rectangle", "a blue shape", "a rectangle" or "a shape".
+
+    A question that asks for a colour or a shape holds what it names, and so does a yes; a no to "is no ... present?" too.
+    """
+    holds = {"colour": COLOURS, "shape": SHAPES, "exists": ("yes",), "absent": ("no",)}
+    known = {
+        word
+        for question, answer in questions
+        if answer in holds[kind(question)]
+        for word in (answer, *re.findall(r"\w+", question))
+    }
+    colour = next((f"{colour} " for colour in COLOURS if colour in known), "")
+    return f"a {colour}{next((shape for shape in SHAPES if shape in known), 'shape')}"
 
 
 def find_release(raw: Path | None) -> Path:
@@ -79,15 +99,15 @@ def describe(picture: Picture) -> Iterator[Example]:
         source=f"easy_vqa {EasyVqa.VERSION}",
         media=(Medium("image", Path(picture.file).read_bytes(), "image/png"),),
         turns=builder.conversation(picture.questions),
-        meta={"caption": "", "kinds": [kind(question) for question, _ in picture.questions]},
+        meta={"caption": caption(picture.questions), "kinds": [kind(question) for question, _ in picture.questions]},
     )
 
 
 class EasyVqa(builder.ExampleBuilder):
     """Pictures of one shape in one of eight colours, 64×64 pixels."""
 
-    VERSION = tfds.core.Version("1.0.0")
-    RELEASE_NOTES = {"1.0.0": "The release of the package easy-vqa 1.0."}
+    VERSION = tfds.core.Version("1.1.0")
+    RELEASE_NOTES = {"1.0.0": "The release of the package easy-vqa 1.0.", "1.1.0": "Captions from the answers."}
     description = "Pictures of one coloured shape with simple questions about its shape and colour."
     homepage = "https://github.com/vzhou842/easy-VQA"
     license = "MIT"

@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 
 WIDTH = 96
 QUERIES = 8
+ROWS = 32  # pictures with their captions per step
 VOCAB = 128  # rows of the word tables; the tokenizers trained on these data sets have fewer words
 SMOLLM2 = "data/smollm2"
 
@@ -26,7 +27,7 @@ def config(
     query_length: int,
     caption_length: int,
     steps: dict[str, int],
-    rows: int = 32,
+    question_rows: int = 32,
     images_per_row: int = 1,
     stage1: bool = True,
     llm: str = "opt",
@@ -39,9 +40,9 @@ def config(
       image_size, patch_size: in pixels.
       questions: question slots of a row.
       query_length: tokens of the longest question as the connector reads it.
-      caption_length: tokens of the longest caption; 0 = there are no captions, so no stage that needs them.
+      caption_length: tokens of the longest caption.
       steps: of each stage: "lm", "stage1", "stage2", "vqa". A stage with 0 steps is left out.
-      rows: rows per step; an eighth of them where the real language model reads along.
+      question_rows: rows of questions per step; an eighth of them where the real language model reads along.
       images_per_row: images that a row of questions is packed from; 1 = one image a row, no packing.
       stage1: whether to pre-train the Q-Former.
       llm: "opt" (trained from scratch) or "smollm2" (real weights, frozen).
@@ -51,7 +52,7 @@ def config(
     source = {"path": f"data/{name}", "builder": name, "split": "train"}
     frozen_llm = llm != "opt"
 
-    def data(template: str, length: int, **fields: Any) -> dict[str, Any]:
+    def data(template: str, length: int, rows: int, **fields: Any) -> dict[str, Any]:
         return {
             "mixture": {name: {**source, "template": template}},
             "rows": rows if not frozen_llm or template == "caption_pair" else rows // 8,
@@ -74,19 +75,19 @@ def config(
     stages = {
         "lm": {
             "objective": {"name": "language_modelling"},
-            "data": data("document", 8 + caption_length + 16 * questions, media=0),
+            "data": data("document", 8 + caption_length + 16 * questions, question_rows, media=0),
             "optimizer": optimizer("lm", 3e-3),
             "trainable": [[r"llm\..*", True], [".*", False]],
         },
         "stage1": {
             "objective": {"name": "blip2_stage1"},
-            "data": data("caption_pair", 0, queries=1, query_length=caption_length + 2, **image),
+            "data": data("caption_pair", 0, ROWS, queries=1, query_length=caption_length + 2, **image),
             "optimizer": optimizer("stage1", 1.5e-3),
             "trainable": [[r"(llm|connectors\.image\.projection)\..*", False], [".*", True]],
         },
         "stage2": {
             "objective": {"name": "language_modelling"},
-            "data": data("caption", QUERIES + caption_length + 2, **image),
+            "data": data("caption", QUERIES + caption_length + 2, ROWS, **image),
             "optimizer": optimizer("stage2", 1e-3),
             "trainable": [
                 [r"llm\..*", False],
@@ -99,6 +100,7 @@ def config(
             "data": data(
                 "question_answer",
                 questions * (QUERIES + query_length + 1),
+                question_rows,
                 queries=questions,
                 query_length=query_length,
                 pack=images_per_row > 1,
@@ -110,8 +112,6 @@ def config(
             "evaluate": list(evaluations),
         },
     }
-    if not caption_length:
-        stages.pop("stage1"), stages.pop("stage2")
     kept = {key: {"steps": steps[key], **stage} for key, stage in stages.items() if steps[key]}
     if not stage1:
         kept.pop("stage1", None)

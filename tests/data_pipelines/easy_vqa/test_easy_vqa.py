@@ -36,6 +36,20 @@ def test_a_question_of_no_known_form_is_an_error():
         easy_vqa.kind("why?")
 
 
+@pytest.mark.parametrize(
+    ("questions", "caption"),
+    [
+        ((("what is the red shape?", "triangle"), ("is there a blue shape?", "no")), "a red triangle"),
+        ((("what color is the shape?", "teal"), ("is no circle present?", "yes")), "a teal shape"),
+        ((("does the image not contain a circle?", "no"), ("is there not a red shape?", "yes")), "a circle"),
+        ((("is there a gray shape?", "yes"), ("is a circle present?", "yes")), "a gray circle"),
+        ((("is there a gray shape?", "no"),), "a shape"),
+    ],
+)
+def test_a_caption_says_what_the_answers_say(questions, caption):
+    assert easy_vqa.caption(questions) == caption
+
+
 def test_the_whole_release_is_grouped_by_picture():
     release = easy_vqa.find_release(None)
     train, test = (easy_vqa.pictures(release, split) for split in ("train", "test"))
@@ -58,7 +72,7 @@ def test_prepared_examples_are_those_of_the_release(tmp_path):
     assert example.media[0].data == (release / "test" / "images" / "11.png").read_bytes()
     assert tuple((q.text, a.text) for q, a in zip(example.turns[::2], example.turns[1::2], strict=True)) == picture.questions
     assert Counter(part for turn in example.turns for part in turn.parts)[Part(medium=0)] == 1
-    assert len(example.meta["kinds"]) == len(picture.questions) and example.meta["caption"] == ""
+    assert len(example.meta["kinds"]) == len(picture.questions) and example.meta["caption"] == easy_vqa.caption(picture.questions)
     assert (out / "tokenizer" / "tokenizer_config.json").is_file()
 
 
