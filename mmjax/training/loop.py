@@ -207,11 +207,11 @@ class Loop:
         self._window = []
         spent = self.services.goodput.since(self._mark)
         working = sum(spent[account] for account in ("data", "step", "replay"))
-        if working and step > self._marked:
-            # The first step is not counted: it compiled.
-            rate = (step - self._marked - (spent["compile"] > 0)) / working
-            if rate:
-                values |= {"speed/steps_per_second": rate, "speed/examples_per_second": rate * self.examples}
+        # The first step is not counted: it compiled. A single one was under way before its clock started.
+        steps = step - self._marked - (spent["compile"] > 0)
+        if steps > 1:
+            rate = steps / working
+            values |= {"speed/steps_per_second": rate, "speed/examples_per_second": rate * self.examples}
         self._mark, self._marked = self.services.goodput.seconds(), step
         values |= {f"seconds/{account}": seconds for account, seconds in self._mark.items()}
         self.services.metrics.write(self.stage, step, values)

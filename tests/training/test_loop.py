@@ -59,6 +59,7 @@ def test_lines_are_means_over_the_interval(services, tmp_path):
     assert lines[0]["train/loss"] == (0 + 0 + 1) / 3 and lines[1]["train/loss"] == (3 + 6 + 10) / 3
     assert lines[1]["train/learning_rate"] == 5, "where the schedule stands, not a mean"
     assert lines[1]["speed/examples_per_second"] == pytest.approx(4 * lines[1]["speed/steps_per_second"])
+    assert "speed/steps_per_second" not in lines[2], "one step alone was under way before its clock started"
     assert {"seconds/compile", "seconds/data", "seconds/step", "seconds/checkpoint"} <= lines[-1].keys()
 
 
