@@ -23,11 +23,13 @@ class Mask:
       query_segments, key_segments: segment of each slot, 0 = padding.
       causal: whether a query sees only keys at its own slot or before.
       offset: slot of the first query among the keys (the write index of a cache).
+      window: with `causal`, a query sees only the last so many slots, its own included (arXiv 2310.06825); None = all.
     """
 
     query_segments: Int[Array, "b t"]
     key_segments: Int[Array, "b s"]
     offset: Int[Array, ""] | int = 0
+    window: Int[Array, ""] | int | None = None
     causal: bool = dataclasses.field(default=False, metadata={"static": True})
 
     def dense(self) -> Bool[Array, "b 1 t s"]:
@@ -36,7 +38,10 @@ class Mask:
         allowed = (query == key) & (query > 0)
         if self.causal:
             query_slots = self.offset + jnp.arange(query.shape[1])[:, None]
-            allowed &= jnp.arange(key.shape[2])[None, :] <= query_slots
+            key_slots = jnp.arange(key.shape[2])[None, :]
+            allowed &= key_slots <= query_slots
+            if self.window is not None:
+                allowed &= key_slots > query_slots - self.window
         return allowed[:, None]
 
 

@@ -24,6 +24,7 @@ REMAT_POLICIES: dict[str, Callable[..., Any] | None] = {
 
 SHALLOW = 3  # layers
 
+_records: contextvars.ContextVar[list[Any] | None] = contextvars.ContextVar("records of layer inputs", default=None)
 _policy: contextvars.ContextVar[str] = contextvars.ContextVar("remat policy", default="none")
 
 
@@ -37,6 +38,18 @@ def remat(name: str) -> Iterator[None]:
         yield
     finally:
         _policy.reset(token)
+
+
+@contextlib.contextmanager
+def record() -> Iterator[list[Any]]:
+    """Every stack run inside appends what each of its layers read, stacked [layers, ...]: the intermediate depths of any
+    model, for comparisons and probes, without a word in its signature."""
+    records: list[Any] = []
+    token = _records.set(records)
+    try:
+        yield records
+    finally:
+        _records.reset(token)
 
 
 def run(
@@ -57,14 +70,19 @@ def run(
       The last carry and the outputs, stacked.
     """
     graphdef, state = nnx.split(block)
+    records = _records.get()
 
-    def body(carry: Any, layer_inputs: tuple[Any, Any]) -> tuple[Any, Any]:
+    def body(carry: Any, layer_inputs: tuple[Any, Any]) -> tuple[Any, tuple[Any, Any]]:
         layer_state, extra = layer_inputs
-        return apply(nnx.merge(graphdef, layer_state), keep_rows(carry), extra)
+        after, output = apply(nnx.merge(graphdef, layer_state), keep_rows(carry), extra)
+        return after, (output, None if records is None else carry)
 
     policy = REMAT_POLICIES[_policy.get()]
     if policy is not None:
         body = jax.checkpoint(body, policy=policy, prevent_cse=False)
     layers = jax.tree.leaves(state)[0].shape[0]
     # XLA's CPU loops cost a tenth of a toy model's step, so very shallow stacks are laid out flat.
-    return jax.lax.scan(body, carry, (state, per_layer), unroll=layers <= SHALLOW)
+    carry, (outputs, inputs) = jax.lax.scan(body, carry, (state, per_layer), unroll=layers <= SHALLOW)
+    if records is not None:
+        records.append(inputs)
+    return carry, outputs

@@ -32,6 +32,14 @@ def test_an_offset_is_the_slot_of_the_first_query():
     np.testing.assert_array_equal(full[:, :, 3:], part)
 
 
+def test_a_window_ends_before_what_lies_so_many_slots_back():
+    segments = jnp.ones((1, 6), int)
+    allowed = Mask(segments, segments, window=3, causal=True).dense()[0, 0]
+    np.testing.assert_array_equal(allowed, [[i - 3 < j <= i for j in range(6)] for i in range(6)])
+    part = Mask(segments[:, 4:], segments, offset=4, window=3, causal=True).dense()[0, 0]
+    np.testing.assert_array_equal(part, allowed[4:])
+
+
 @pytest.mark.parametrize("kv_heads", [6, 2, 1])
 def test_grouped_heads_are_torch_s(kv_heads):
     query, key, value = drawn(2, 5, 6, 4), drawn(2, 7, kv_heads, 4), drawn(2, 7, kv_heads, 4)

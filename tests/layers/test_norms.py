@@ -39,3 +39,14 @@ def test_statistics_are_float32_in_half_precision(kind):
     half, full = module(x), module(x.astype(jnp.float32))
     assert half.dtype == jnp.bfloat16
     np.testing.assert_array_equal(half, full.astype(jnp.bfloat16))
+
+
+@pytest.mark.parametrize("parts", [{"bias": False}, {"scale": False, "bias": False}])
+def test_scale_and_bias_may_be_absent(parts):
+    definition = define(LayerNorm(8, 1e-5, **parts))
+    assert list(definition.specs) == (["scale"] if "scale" not in parts else [])
+    x = DRAW.normal(size=(3, 8)).astype(np.float32)
+    scale = np.arange(1.0, 9.0, dtype=np.float32)
+    expected = torch.nn.functional.layer_norm(torch.tensor(x), (8,)).numpy() * (scale if definition.specs else 1)
+    got = definition.bind({path: jnp.asarray(scale) for path in definition.specs})(jnp.asarray(x))
+    np.testing.assert_allclose(got, expected, atol=1e-5)

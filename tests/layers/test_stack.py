@@ -47,6 +47,22 @@ def test_a_stack_is_its_loop():
     np.testing.assert_allclose(outputs, jnp.stack(sums), rtol=1e-5)
 
 
+def test_what_each_layer_read_is_recorded():
+    definition, parameters = made(4)
+
+    @jax.jit
+    def forward(parameters):
+        with stack.record() as records:
+            carry, _ = definition.bind(parameters)(X)
+        return carry, records
+
+    carry, [inputs] = forward(parameters)
+    np.testing.assert_array_equal(inputs[0], X)
+    for i in range(4):
+        after = jnp.tanh(inputs[i] @ parameters["layers.kernel"][i] + parameters["layers.bias"][i])
+        np.testing.assert_allclose(after, carry if i == 3 else inputs[i + 1], rtol=1e-5)
+
+
 @pytest.mark.parametrize("policy", [name for name in stack.REMAT_POLICIES if name != "none"])
 def test_remat_computes_again_what_it_does_not_keep(policy):
     definition, parameters = made(3)
