@@ -9,6 +9,8 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import functools
+import logging
+import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -21,6 +23,8 @@ from jax.sharding import Sharding
 from mmjax.layers.parameters import Parameters, ParameterSpec
 from mmjax.types import UserError
 from mmjax.weights.safetensors import Tensor, Tensors
+
+log = logging.getLogger(__name__)
 
 # Tensors that files may hold and nobody needs: tables that are computed, buffers of old releases.
 IGNORABLE = (r".*\.rotary_emb\.inv_freq", r".*\bposition_ids")
@@ -149,39 +153,84 @@ def read(
       ignorable: regular expressions of keys that may be left unread.
 
     Returns:
-      An array for every path that the table names.
+      An array for every path that the table names. Tensors that hold NaN are read, and a warning names them.
 
     Raises:
       UserError: one report of all missing, unexpected and misshapen tensors.
     """
     check(table, tensors, specs, ignorable)
-    return {
-        entry.ours: _load(entry, tensors, specs[entry.ours], dtype, None if shardings is None else shardings[entry.ours])
-        for entry in table
-        if entry.ours is not None and not entry.duplicate
-    }
+    parameters, damaged = {}, {}
+    for entry in table:
+        if entry.ours is not None and not entry.duplicate:
+            sharding = None if shardings is None else shardings[entry.ours]
+            parameters[entry.ours] = _load(entry, tensors, specs[entry.ours], dtype, sharding, damaged)
+    if damaged:
+        log.warning("the weights in %s are damaged: %s", tensors.source, _report("with NaN", list(damaged), []))
+    return parameters
 
 
-def _load(entry: Entry, tensors: Tensors, spec: ParameterSpec, dtype: Any, sharding: Sharding | None) -> jax.Array:
-    views = [entry.view(tensors[_found(spellings, tensors)]) for spellings in entry.keys()]
+def _load(
+    entry: Entry, tensors: Tensors, spec: ParameterSpec, dtype: Any, sharding: Sharding | None, damaged: dict[str, None]
+) -> jax.Array:
+    """Copies one shard after the other from the files into memory that its device then owns: there is no second copy."""
+    keys = [_found(spellings, tensors) for spellings in entry.keys()]
+    views = [entry.view(tensors[key]) for key in keys]
     wanted = dtype.get(entry.ours) if isinstance(dtype, Mapping) else dtype
     if wanted is None:
         wanted = functools.reduce(jnp.promote_types, (view.dtype for view in views))
 
     def take(index: tuple[slice, ...]) -> np.ndarray:
         ranges = [range(*piece.indices(size)) for piece, size in zip(index, spec.shape, strict=True)]
-        result = np.zeros([len(positions) for positions in ranges], wanted)
-        targets, chosen = (result, views[ranges[0].start : ranges[0].stop]) if spec.stacked else (result[None], views)
-        for target, view in zip(targets, chosen, strict=True):
+        result = _aligned_zeros([len(positions) for positions in ranges], np.dtype(wanted))
+        targets, layers = (result, ranges[0]) if spec.stacked else (result[None], range(1))
+        for target, layer in zip(targets, layers, strict=True):
             inner = ranges[1:] if spec.stacked else ranges
             # A view may end before ours does, where a vocabulary is padded; what lies beyond stays zero.
-            values = view[tuple(slice(positions.start, positions.stop) for positions in inner)]
-            target[tuple(slice(size) for size in values.shape)] = values
+            values = views[layer][(..., *(slice(positions.start, positions.stop) for positions in inner))]
+            _copy(values, target[(..., *(slice(size) for size in values.shape))])
+            if _has_nan(target):
+                damaged[keys[layer]] = None
         return result
 
     if sharding is None:
-        return jnp.asarray(take((slice(None),) * len(spec.shape)))
-    return jax.make_array_from_callback(spec.shape, sharding, take)
+        return jax.device_put(take((slice(None),) * len(spec.shape))).block_until_ready()
+    owners = sharding.addressable_devices_indices_map(spec.shape)
+    # A transfer holds on to its host memory, so each is waited for.
+    shards = [jax.device_put(take(index), device).block_until_ready() for device, index in owners.items()]
+    return jax.make_array_from_single_device_arrays(spec.shape, sharding, shards)
+
+
+def _aligned_zeros(shape: Sequence[int], dtype: np.dtype, alignment: int = 64) -> np.ndarray:
+    """Zeros whose first byte lies where XLA wants it: a CPU device then takes the memory over and copies nothing."""
+    size = math.prod(shape) * dtype.itemsize
+    memory = np.zeros(size + alignment, np.uint8)
+    start = -memory.ctypes.data % alignment
+    return memory[start : start + size].view(dtype).reshape(shape)
+
+
+def _bits(values: np.ndarray) -> np.ndarray:
+    return values.view(f"u{values.dtype.itemsize}")
+
+
+def _copy(values: np.ndarray, target: np.ndarray) -> None:
+    """target[...] = values, several times faster for the matrices of weight files than NumPy does it unasked."""
+    if values.dtype == target.dtype:
+        values, target = _bits(values), _bits(target)  # bfloat16 is foreign to NumPy, integers are not
+    if values.ndim != 2 or values.strides[0] > values.strides[1]:
+        target[...] = values
+        return
+    for start in range(0, values.shape[1], 32):  # a transposed matrix in strips whose lines stay in the processor's cache
+        strip = slice(start, start + 32)
+        target[:, strip] = values[:, strip]
+
+
+def _has_nan(values: np.ndarray, piece: int = 1 << 20) -> bool:
+    """Whether contiguous floats hold a NaN, whose bits without the sign lie above those of infinity."""
+    if values.dtype not in (np.float16, jnp.bfloat16, np.float32):
+        return False
+    infinity, bits = _bits(np.asarray(np.inf, values.dtype)), _bits(values).reshape(-1)
+    magnitude = bits.dtype.type(np.iinfo(bits.dtype).max >> 1)
+    return any((bits[i : i + piece] & magnitude).max() > infinity for i in range(0, bits.size, piece))
 
 
 def _found(spellings: Sequence[str], tensors: Mapping[str, Any]) -> str:

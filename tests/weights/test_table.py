@@ -91,19 +91,15 @@ def test_a_vocabulary_is_padded_with_zeros_and_cut_again(transform, shape, axes)
 
 def test_a_device_copies_only_its_slice(monkeypatch):
     copied = []
-    make = jax.make_array_from_callback
-
-    def watched(shape, sharding, take):
-        return make(shape, sharding, lambda index: copied.append(take(index).size) or take(index))
-
-    monkeypatch.setattr(jax, "make_array_from_callback", watched)
+    put = jax.device_put
+    monkeypatch.setattr(jax, "device_put", lambda value, *where: copied.append(value.size) or put(value, *where))
     mesh = Mesh(np.array(jax.devices()).reshape(4, 2), ("a", "b"))
     specs = {"w": spec(2, 8, 6, axes=("layers", None, None)), "v": spec(16, 4, axes=("vocab", None))}
     values = {"l.0": drawn(6, 8), "l.1": drawn(6, 8), "v": drawn(9, 4)}
     table = [Entry("w", "l.{layer}", TRANSPOSE, range(2)), Entry("v", "v", vocab=9)]
     shardings = {"w": NamedSharding(mesh, P(None, "a", "b")), "v": NamedSharding(mesh, P("a", "b"))}
     got = read(table, given(**values), specs, None, shardings)
-    assert set(copied) == {2 * 2 * 3, 4 * 2}  # an eighth of each leaf, once per device
+    assert copied == [2 * 2 * 3] * 8 + [4 * 2] * 8  # an eighth of each leaf, once per device
     for path, value in read(table, given(**values), specs).items():
         assert got[path].sharding == shardings[path]
         assert got[path].addressable_shards[0].data.size * 8 == value.size
@@ -153,3 +149,19 @@ def test_other_spellings_prefixes_and_duplicates():
         assert list(write(table, parameters, specs)) == ["theirs.new.w"]
     with pytest.raises(UserError, match="different from the tensor that it should repeat: theirs.copy"):
         read(table, given(**{"theirs.new.w": w, "theirs.copy": 2 * w}), specs)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, jnp.bfloat16, np.float32])
+def test_nan_is_told_with_the_tensor_s_name(caplog, dtype):
+    table = [Entry("w", "layers.{layer}.w", TRANSPOSE, range(3)), Entry("v", "v"), Entry("n", "n")]
+    specs = {"w": spec(3, 4, 2, axes=("layers", None, None)), "v": spec(), "n": spec(2)}
+    values = {f"layers.{i}.w": drawn(2, 4).astype(dtype) for i in range(3)} | {"v": np.ones((), dtype)}
+    values |= {"n": np.array([np.inf, -np.inf]).astype(dtype)}
+    read(table, given(**values), specs)
+    assert not caplog.records, "infinity is no NaN"
+    values["layers.1.w"][1, 2] = np.nan
+    values["v"] = -np.full((), np.nan, dtype)
+    got = read(table, given(**values), specs)
+    [record] = caplog.records
+    assert record.getMessage() == "the weights in here are damaged: 2 with NaN: layers.1.w, v"
+    assert np.isnan(np.asarray(got["w"], np.float32)).sum() == 1
