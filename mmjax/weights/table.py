@@ -182,9 +182,9 @@ def _load(
     def take(index: tuple[slice, ...]) -> np.ndarray:
         ranges = [range(*piece.indices(size)) for piece, size in zip(index, spec.shape, strict=True)]
         result = _aligned_zeros([len(positions) for positions in ranges], np.dtype(wanted))
-        targets, layers = (result, ranges[0]) if spec.stacked else (result[None], range(1))
-        for target, layer in zip(targets, layers, strict=True):
-            inner = ranges[1:] if spec.stacked else ranges
+        layers, inner = (ranges[0], ranges[1:]) if spec.stacked else (range(1), ranges)
+        for i, layer in enumerate(layers):
+            target = result[i, ...] if spec.stacked else result  # with "...", a view even of a scalar
             # A view may end before ours does, where a vocabulary is padded; what lies beyond stays zero.
             values = views[layer][(..., *(slice(positions.start, positions.stop) for positions in inner))]
             _copy(values, target[(..., *(slice(size) for size in values.shape))])

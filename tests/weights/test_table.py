@@ -154,13 +154,16 @@ def test_other_spellings_prefixes_and_duplicates():
 @pytest.mark.parametrize("dtype", [np.float16, jnp.bfloat16, np.float32])
 def test_nan_is_told_with_the_tensor_s_name(caplog, dtype):
     table = [Entry("w", "layers.{layer}.w", TRANSPOSE, range(3)), Entry("v", "v"), Entry("n", "n")]
-    specs = {"w": spec(3, 4, 2, axes=("layers", None, None)), "v": spec(), "n": spec(2)}
+    table.append(Entry("s", "scales.{layer}", layers=range(2)))
+    specs = {"w": spec(3, 4, 2, axes=("layers", None, None)), "v": spec(), "n": spec(2), "s": spec(2, axes=("layers",))}
     values = {f"layers.{i}.w": drawn(2, 4).astype(dtype) for i in range(3)} | {"v": np.ones((), dtype)}
+    values |= {f"scales.{i}": np.full((), i + 1, dtype) for i in range(2)}
     values |= {"n": np.array([np.inf, -np.inf]).astype(dtype)}
-    read(table, given(**values), specs)
+    got = read(table, given(**values), specs)
     assert not caplog.records, "infinity is no NaN"
+    assert got["v"] == 1 and got["s"].tolist() == [1, 2], "scalars are values too"
     values["layers.1.w"][1, 2] = np.nan
-    values["v"] = -np.full((), np.nan, dtype)
+    values["v"] = np.full((), -np.nan, dtype)
     got = read(table, given(**values), specs)
     [record] = caplog.records
     assert record.getMessage() == "the weights in here are damaged: 2 with NaN: layers.1.w, v"
