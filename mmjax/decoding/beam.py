@@ -131,7 +131,7 @@ def extend(state: State, logits: Float[Array, "r vocab"], options: DecodingOptio
     source = (jnp.arange(rows)[:, None] * beams + jnp.take_along_axis(parents, going, axis=1)).reshape(-1)
     still_open = state.open & may_improve(running, finished, length, options, knobs)
     return state._replace(
-        reader=steps.see(state.reader.take(source), jnp.take_along_axis(tokens, going, axis=1).reshape(-1)),
+        reader=steps.see(state.reader.exchange(source), jnp.take_along_axis(tokens, going, axis=1).reshape(-1)),
         running=running,
         finished=finished,
         open=still_open,

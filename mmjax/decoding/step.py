@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any, NamedTuple
 
 import jax
@@ -10,7 +9,6 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from mmjax.decoding.options import DecodingOptions, Knobs
-from mmjax.layers.attention import KVCache
 from mmjax.types import Batch
 
 
@@ -18,44 +16,48 @@ class Reader(NamedTuple):
     """Where the language model stands.
 
     Args:
-      cache: keys and values of all tokens read.
+      cache: what the language model remembers of all that it has read.
       positions: position of each row's next token.
       seen: tokens that prompt or answer hold; None when no option asks for them.
     """
 
-    cache: KVCache
+    cache: Any
     positions: Int[Array, "b"]
     seen: Bool[Array, "b vocab"] | None
 
     def take(self, rows: Int[Array, "r"]) -> Reader:
         """These rows, in this order."""
-        cache = dataclasses.replace(
-            self.cache, keys=self.cache.keys[:, rows], values=self.cache.values[:, rows], segments=self.cache.segments[rows]
-        )
-        return Reader(cache, self.positions[rows], None if self.seen is None else self.seen[rows])
+        return Reader(self.cache.take(rows), self.positions[rows], None if self.seen is None else self.seen[rows])
+
+    def exchange(self, rows: Int[Array, "r"]) -> Reader:
+        """These rows, in this order, each in the place of one that stands where it does and has read the same prompt."""
+        return self._replace(cache=self.cache.exchange(rows), seen=None if self.seen is None else self.seen[rows])
 
 
 def prefill(module: Any, batch: Batch, options: DecodingOptions) -> tuple[Reader, Float[Array, "b vocab"]]:
-    """Reads the prompts.
+    """Reads the prompts; an encoder–decoder's source once and for all.
 
     Args:
       module: a bound system.
-      batch: prompts, one segment a row, padded on the left.
+      batch: prompts, one segment a row, the text padded on the left.
 
     Returns:
       The reader, with room for max_new_tokens, and the logits of each row's first token.
     """
-    text = batch.text
+    text, source = batch.text, batch.source
     rows, length = text.tokens.shape
-    embeddings = module.embeddings(batch)
+    embeddings, read = module.embeddings(batch), {}
+    if source is not None:
+        read = {"source": module.llm.encode(embeddings, source.positions, source.segments)}
+        embeddings = module.llm.embed(text.tokens)
     # The last token chosen is never read, so its slot is not needed.
-    cache = module.llm.init_cache(rows, length + options.max_new_tokens - 1, embeddings.dtype)
+    cache = module.llm.init_cache(rows, length + options.max_new_tokens - 1, embeddings.dtype, **read)
     hidden, cache = module.llm(embeddings, text.positions, text.segments, cache)
     logits = module.llm.logits(hidden[:, -1])
     seen = None
     if options.repetition_penalty != 1:
         is_token = text.segments > 0
-        if batch.feature_index is not None:
+        if batch.feature_index is not None and source is None:
             is_token &= batch.feature_index < 0
         seen = jnp.zeros(logits.shape, bool).at[jnp.arange(rows)[:, None], text.tokens].max(is_token)
     return Reader(cache, text.positions[:, -1] + 1, seen), logits

@@ -21,6 +21,22 @@ def causal_lm(system: Any, inputs: Inputs, config: Mapping[str, Any]) -> Outputs
     return _language_model(system, inputs, system.llm.embed(inputs["input_ids"]))
 
 
+def seq2seq_lm(system: Any, inputs: Inputs, config: Mapping[str, Any]) -> Outputs:
+    """T5ForConditionalGeneration.
+
+    Inputs: input_ids, attention_mask [b s], decoder_input_ids, decoder_attention_mask [b t].
+
+    Returns:
+      logits, encoder_last_hidden_state.
+    """
+    llm = system.llm
+    source, text = inputs["input_ids"], inputs["decoder_input_ids"]
+    read, written = ((_mask(inputs, prefix, ids) > 0).astype(jnp.int32) for prefix, ids in (("", source), ("decoder_", text)))
+    encoded = llm.encode(llm.embed(source), _slots(source), read)
+    hidden, _ = llm(llm.embed(text), _slots(text), written, source=encoded)
+    return {"logits": llm.logits(hidden)[..., : llm.config.vocab], "encoder_last_hidden_state": encoded.hidden}
+
+
 def blip2(system: Any, inputs: Inputs, config: Mapping[str, Any]) -> Outputs:
     """Blip2- and InstructBlipForConditionalGeneration.
 
@@ -87,4 +103,8 @@ def _positions(llm: Any, inputs: Inputs) -> Int[Array, "b t"]:
         return jnp.broadcast_to(inputs["position_ids"], inputs["input_ids"].shape)
     if isinstance(llm, OPT):
         return jnp.maximum(jnp.cumsum(_mask(inputs), axis=1) - 1, 0)
-    return jnp.broadcast_to(jnp.arange(inputs["input_ids"].shape[1]), inputs["input_ids"].shape)
+    return _slots(inputs["input_ids"])
+
+
+def _slots(tokens: Int[Array, "b t"]) -> Int[Array, "b t"]:
+    return jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)

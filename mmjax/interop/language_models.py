@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
+
 from mmjax.types import UserError
+from mmjax.weights.safetensors import Tensors
 
 Config = Mapping[str, Any]
 
@@ -97,10 +100,69 @@ def llama_config(part: Config) -> dict[str, Any]:
     }
 
 
+def t5_part(config: Config) -> dict[str, Any]:
+    """A T5 part from Hugging Face's T5Config; whether the head is tied is for the file to say (`t5_settled`).
+
+    `scale_decoder_outputs` is transformers 5's name for what `tie_word_embeddings` meant before.
+    """
+    gated, _, activation = config.get("feed_forward_proj", "relu").rpartition("-")
+    activation = "gelu_new" if (gated, activation) == ("gated", "gelu") else activation
+    scaled = config.get("scale_decoder_outputs", config.get("tie_word_embeddings", True))
+    layers = config.get("num_layers", 6)
+    return {
+        "family": "t5",
+        "vocab": config.get("vocab_size", 32128),
+        "width": config.get("d_model", 512),
+        "layers": layers,
+        "decoder_layers": layers if config.get("num_decoder_layers") is None else config["num_decoder_layers"],
+        "heads": config.get("num_heads", 8),
+        "head_dim": config.get("d_kv", 64),
+        "ffn": config.get("d_ff", 2048),
+        "activation": config.get("dense_act_fn", activation),
+        "gated": config.get("is_gated_act", gated == "gated"),
+        "buckets": config.get("relative_attention_num_buckets", 32),
+        "max_distance": config.get("relative_attention_max_distance", 128),
+        "eps": config.get("layer_norm_epsilon", 1e-6),
+        "tied": config.get("tie_word_embeddings", True),
+        "scaled": scaled,
+    }
+
+
+def t5_settled(part: Config, tensors: Tensors, prefix: str = "") -> dict[str, Any]:
+    """A T5 part whose head is tied unless the file has one of its own: the config's flag has meant several things."""
+    head, shared = tensors.get(f"{prefix}lm_head.weight"), tensors.get(f"{prefix}shared.weight")
+    return {**part, "tied": head is None or (shared is not None and np.array_equal(head, shared))}
+
+
+def t5_config(part: Config) -> dict[str, Any]:
+    """Hugging Face's T5Config of a T5 part."""
+    activation = "gelu" if part["gated"] and part["activation"] == "gelu_new" else part["activation"]
+    return {
+        "model_type": "t5",
+        "is_encoder_decoder": part["decoder_layers"] > 0,
+        "vocab_size": part["vocab"],
+        "d_model": part["width"],
+        "d_kv": part["head_dim"],
+        "d_ff": part["ffn"],
+        "num_layers": part["layers"],
+        "num_decoder_layers": part["decoder_layers"],
+        "num_heads": part["heads"],
+        "relative_attention_num_buckets": part["buckets"],
+        "relative_attention_max_distance": part["max_distance"],
+        "layer_norm_epsilon": part["eps"],
+        "feed_forward_proj": f"gated-{activation}" if part["gated"] else activation,
+        "dense_act_fn": part["activation"],
+        "is_gated_act": part["gated"],
+        "tie_word_embeddings": part["tied"] or part["scaled"],
+        "scale_decoder_outputs": part["scaled"],
+    }
+
+
 # model_type -> (config.json -> part, part -> config.json)
 LANGUAGE_MODELS: dict[str, tuple[Callable[[Config], dict[str, Any]], Callable[[Config], dict[str, Any]]]] = {
     "opt": (opt_part, opt_config),
     "llama": (llama_part, llama_config),
+    "t5": (t5_part, t5_config),
 }
 
 

@@ -61,10 +61,10 @@ def from_pretrained(source: str | Path, dtype: Any = None, mesh: Mesh | None = N
         parts = ARCHITECTURES[name].parts(config)
     except KeyError as error:
         raise UserError(f"{directory / 'config.json'} lacks {error}, which {name} needs") from None
-    parts = processors.with_pixel_statistics(parts, directory)
+    tensors = safetensors.open_directory(directory)
+    parts = ARCHITECTURES[name].settled(processors.with_pixel_statistics(parts, directory), tensors)
     definition = define(build(parts))
     placement = None if mesh is None else shardings(definition.specs, mesh)
-    tensors = safetensors.open_directory(directory)
     parameters = table.read(ARCHITECTURES[name].table(parts), tensors, definition.specs, dtype, placement)
     absent = {path: spec for path, spec in definition.specs.items() if path not in parameters}
     parameters |= _initialised(Definition(definition.graphdef, absent), dtype, placement)
@@ -165,9 +165,9 @@ def hf_forward(model: Model, inputs: Mapping[str, Any]) -> dict[str, np.ndarray]
 
     Args:
       model: of any supported class.
-      inputs: as that class takes them: input_ids, attention_mask, pixel_values [b 3 height width], qformer_input_ids,
-        qformer_attention_mask, use_image_text_matching_head. Placeholders stand in front of BOS; rows may be padded on
-        either side.
+      inputs: as that class takes them: input_ids, attention_mask, decoder_input_ids, decoder_attention_mask, pixel_values
+        [b 3 height width], qformer_input_ids, qformer_attention_mask, use_image_text_matching_head. Placeholders stand in
+        front of BOS; rows may be padded on either side.
 
     Returns:
       That class's outputs under their names, as float32.
@@ -191,7 +191,12 @@ def hf_forward(model: Model, inputs: Mapping[str, Any]) -> dict[str, np.ndarray]
 def _check_inputs(arrays: Mapping[str, np.ndarray], config: Mapping[str, Any], parts: Mapping[str, Any]) -> None:
     connector, llm = parts.get("connectors.image"), parts.get("llm")
     placeholder = config.get("image_token_index", -1)
-    sizes = {"input_ids": (llm or connector)["vocab"], "qformer_input_ids": connector["vocab"] if connector else 0}
+    vocab = (llm or connector)["vocab"]
+    sizes = {
+        "input_ids": vocab,
+        "decoder_input_ids": vocab,
+        "qformer_input_ids": connector["vocab"] if connector else 0,
+    }
     for name, size in sizes.items():
         ids = arrays.get(name)
         if ids is not None and ids.size and not ((ids == placeholder) | ((ids >= 0) & (ids < size))).all():

@@ -9,16 +9,21 @@ from typing import Any
 from mmjax.connectors import qformer
 from mmjax.encoders import vit
 from mmjax.interop import blip2, forward
-from mmjax.interop.language_models import language_config, language_part
-from mmjax.llms import llama, opt
+from mmjax.interop.language_models import language_config, language_part, t5_settled
+from mmjax.llms import llama, opt, t5
 from mmjax.systems.parts import part_config
 from mmjax.types import UserError
 from mmjax.types.config import suggest
+from mmjax.weights.safetensors import Tensors
 from mmjax.weights.table import Table, prefixed
 
 Parts = dict[str, dict[str, Any]]
 
-LLM_TABLES: dict[str, Callable[[Any], Table]] = {"opt": opt.weight_table, "llama": llama.weight_table}
+LLM_TABLES: dict[str, Callable[[Any], Table]] = {
+    "opt": opt.weight_table,
+    "llama": llama.weight_table,
+    "t5": t5.weight_table,
+}
 
 
 def _language_table(parts: Parts) -> Table:
@@ -47,6 +52,7 @@ class Architecture:
       config: our parts -> config.json.
       table: our parts -> the weight table of the whole.
       forward: (bound system, inputs, config.json) -> outputs, under the class's own names.
+      settled: (parts, tensors of the files) -> parts, where a config.json does not say everything.
     """
 
     model_type: str
@@ -54,21 +60,25 @@ class Architecture:
     config: Callable[[Parts], dict[str, Any]]
     table: Callable[[Parts], Table]
     forward: Callable[[Any, Mapping[str, Any], Mapping[str, Any]], dict[str, Any]]
+    settled: Callable[[Parts, Tensors], Parts] = lambda parts, tensors: parts
 
 
-def _causal_lm(model_type: str) -> Architecture:
+def _language_model(model_type: str, forward_pass: Callable = forward.causal_lm) -> Architecture:
     return Architecture(
         model_type,
         lambda config: {"llm": language_part({"model_type": model_type, **config})},
         lambda parts: language_config(parts["llm"]),
         _language_table,
-        forward.causal_lm,
+        forward_pass,
     )
 
 
 ARCHITECTURES: dict[str, Architecture] = {
-    "OPTForCausalLM": _causal_lm("opt"),
-    "LlamaForCausalLM": _causal_lm("llama"),
+    "OPTForCausalLM": _language_model("opt"),
+    "LlamaForCausalLM": _language_model("llama"),
+    "T5ForConditionalGeneration": dataclasses.replace(
+        _language_model("t5", forward.seq2seq_lm), settled=lambda parts, tensors: {"llm": t5_settled(parts["llm"], tensors)}
+    ),
     "Blip2ForConditionalGeneration": Architecture(
         "blip-2", blip2.blip2_parts, blip2.blip2_config,
         lambda parts: _blip2_table(parts, vocab=0, stage1=False), forward.blip2,
@@ -82,6 +92,10 @@ ARCHITECTURES: dict[str, Architecture] = {
         lambda parts: _blip2_table(parts, output_width=0), forward.retrieval,
     ),
 }  # fmt: skip
+
+
+# The class of a language model that stands alone, by family.
+LLM_CLASSES = {"opt": "OPTForCausalLM", "llama": "LlamaForCausalLM", "t5": "T5ForConditionalGeneration"}
 
 
 def recognise(config: Mapping[str, Any]) -> str:
@@ -108,7 +122,7 @@ def choose(parts: Mapping[str, Mapping[str, Any]]) -> str:
     """
     connector = parts.get("connectors.image")
     if connector is None:
-        return {"opt": "OPTForCausalLM", "llama": "LlamaForCausalLM"}[parts["llm"]["family"]]
+        return LLM_CLASSES[parts["llm"]["family"]]
     if "llm" not in parts:
         return "Blip2ForImageTextRetrieval"
     return "InstructBlipForConditionalGeneration" if connector.get("vocab") else "Blip2ForConditionalGeneration"

@@ -74,6 +74,14 @@ class KVCache:
             jnp.zeros(shape, dtype), jnp.zeros(shape, dtype), jnp.zeros((rows, length), jnp.int32), jnp.zeros((), jnp.int32)
         )
 
+    def take(self, rows: Int[Array, "r"]) -> KVCache:
+        """These rows, in this order."""
+        return dataclasses.replace(self, keys=self.keys[:, rows], values=self.values[:, rows], segments=self.segments[rows])
+
+    def exchange(self, rows: Int[Array, "b"]) -> KVCache:
+        """These rows, in this order, each in the place of one that has read the same prompt."""
+        return self.take(rows)
+
     def admit(self, segments: Int[Array, "b t"]) -> KVCache:
         """The cache with the segments of t new tokens written; their keys and values follow layer by layer."""
         written = jax.lax.dynamic_update_slice(self.segments, segments.astype(jnp.int32), (0, self.index))
@@ -93,7 +101,7 @@ def attention_weights(
     mask: Bool[Array, "b 1 t s"] | None,
     *,
     scale: float | None = None,
-    bias: Float[Array, "..."] | None = None,
+    bias: Float[Array, "rows heads t s"] | None = None,
 ) -> Float[Array, "b kv_heads groups t s"]:
     """softmax(scale · q kᵀ + bias) in float32; each of the kv_heads serves heads / kv_heads consecutive heads.
 
@@ -104,7 +112,7 @@ def attention_weights(
     scores = jnp.einsum("btkgh,bskh->bkgts", grouped, key).astype(jnp.float32)
     scores = scores * (head_dim**-0.5 if scale is None else scale)
     if bias is not None:
-        scores = scores + bias
+        scores = scores + bias.reshape(-1, *scores.shape[1:])
     if mask is not None:
         scores = jnp.where(mask[:, :, None], scores, jnp.finfo(jnp.float32).min)
     return jax.nn.softmax(scores, axis=-1)
@@ -117,6 +125,7 @@ def attend(
     mask: Mask | Bool[Array, "b 1 t s"] | None = None,
     *,
     scale: float | None = None,
+    bias: Float[Array, "rows heads t s"] | None = None,
     dropout: float = 0.0,
     dropout_key: Array | None = None,
 ) -> Float[Array, "b t heads head_dim"]:
@@ -125,13 +134,15 @@ def attend(
     Args:
       mask: a structured mask, or a dense one (True = may attend); None = everything sees everything.
       scale: of the scores; default head_dim^−½.
+      bias: added to the scores, for each row of the batch or (rows = 1) the same for all.
       dropout: rate on the attention weights, applied when there is a dropout_key.
     """
     dense = mask.dense() if isinstance(mask, Mask) else mask
     # The explicit form is twice as fast as XLA's fused one on CPU, and the only one with dropout.
     if jax.default_backend() != "cpu" and (dropout_key is None or dropout == 0):
-        return jax.nn.dot_product_attention(query, key, value, mask=dense, scale=scale)
-    weights = drop(attention_weights(query, key, dense, scale=scale), dropout, dropout_key)
+        bias = None if bias is None else bias.astype(query.dtype)
+        return jax.nn.dot_product_attention(query, key, value, bias=bias, mask=dense, scale=scale)
+    weights = drop(attention_weights(query, key, dense, scale=scale, bias=bias), dropout, dropout_key)
     output = jnp.einsum("bkgts,bskh->btkgh", weights.astype(value.dtype), value)
     return output.reshape(query.shape)
 

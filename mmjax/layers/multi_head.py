@@ -8,6 +8,7 @@ from jaxtyping import Array, Bool, Float
 
 from mmjax.layers.attention import KVCache, Mask, attend, write_slots
 from mmjax.layers.linear import Linear
+from mmjax.layers.parameters import normal
 from mmjax.layers.positions import rotate
 
 LayerCache = tuple[Float[Array, "b s kv_heads head_dim"], Float[Array, "b s kv_heads head_dim"]]
@@ -21,6 +22,7 @@ class MultiHeadAttention(nnx.Module):
       heads, kv_heads, head_dim: kv_heads defaults to heads, head_dim to width / heads.
       kv_width: width of what is attended to, where it differs (cross-attention).
       bias: of all projections; `key_bias`, `output_bias` override it for one.
+      scale: of the scores; None = head_dim^−½. Queries are drawn so that scores begin alike under any scale.
     """
 
     def __init__(
@@ -34,13 +36,15 @@ class MultiHeadAttention(nnx.Module):
         bias: bool = True,
         key_bias: bool | None = None,
         output_bias: bool | None = None,
+        scale: float | None = None,
     ):
         kv_heads, head_dim, kv_width = kv_heads or heads, head_dim or width // heads, kv_width or width
-        self.query = Linear(width, heads * head_dim, ("embed", "heads"), bias=bias)
+        query_init = None if scale is None else normal((width * head_dim) ** -0.5 / scale)
+        self.query = Linear(width, heads * head_dim, ("embed", "heads"), bias=bias, init=query_init)
         self.key = Linear(kv_width, kv_heads * head_dim, ("embed", "kv_heads"), bias=bias if key_bias is None else key_bias)
         self.value = Linear(kv_width, kv_heads * head_dim, ("embed", "kv_heads"), bias=bias)
         self.output = Linear(heads * head_dim, width, ("heads", "embed"), bias=bias if output_bias is None else output_bias)
-        self.head_dim = head_dim
+        self.head_dim, self.scale = head_dim, scale
 
     def split(self, x: Float[Array, "b t projected"]) -> Float[Array, "b t heads head_dim"]:
         """Splits projected features into heads."""
@@ -64,6 +68,7 @@ class MultiHeadAttention(nnx.Module):
         mask: Mask | Bool[Array, "b 1 t s"] | None = None,
         *,
         angles: tuple[Array, Array] | None = None,
+        position_bias: Float[Array, "rows heads t s"] | None = None,
         cache: LayerCache | None = None,
         dropout: float = 0.0,
         dropout_key: Array | None = None,
@@ -73,6 +78,7 @@ class MultiHeadAttention(nnx.Module):
         Args:
           mask: who sees whom; with a cache its offset is the slot of the first token.
           angles: rotary cosines and sines of the positions, for queries and keys.
+          position_bias: added to the scores.
           cache: keys and values of the slots so far; the new ones are written at the mask's offset.
 
         Returns:
@@ -84,8 +90,14 @@ class MultiHeadAttention(nnx.Module):
         if cache is not None:
             assert isinstance(mask, Mask), "a cache needs the structured mask, whose offset is the slot to write"
             key, value = (write_slots(old, new, mask.offset) for old, new in zip(cache, (key, value), strict=True))
-        output = attend(query, key, value, mask, dropout=dropout, dropout_key=dropout_key)
+        output = attend(query, key, value, mask, scale=self.scale, bias=position_bias, dropout=dropout, dropout_key=dropout_key)
         return self.merge(output), (key, value)
+
+    def cross(
+        self, x: Float[Array, "b t width"], keys_values: LayerCache, mask: Mask | Bool[Array, "b 1 t s"] | None = None
+    ) -> Float[Array, "b t width"]:
+        """Cross-attention to what `keys_values` has projected."""
+        return self.merge(attend(self.queries(x), *keys_values, mask, scale=self.scale))
 
 
 def layer_caches(cache: KVCache | None) -> tuple[Array, Array] | None:

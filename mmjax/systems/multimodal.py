@@ -45,10 +45,11 @@ class MultimodalLM(nnx.Module):
         with jax.named_scope(f"connectors.{modality}"):
             return self.connectors[modality].connect(features, *asked, key=key)
 
-    def embeddings(self, batch: Batch, key: Array | None = None) -> Float[Array, "b t d"]:
-        """What the language model reads: token embeddings, with soft tokens where `feature_index` points."""
+    def embeddings(self, batch: Batch, key: Array | None = None) -> Float[Array, "b t_or_s d"]:
+        """What the language model reads first, source or text: tokens, and soft tokens where `feature_index` points."""
+        read = batch.text if batch.source is None else batch.source
         with jax.named_scope("llm"):
-            tokens = self.llm.embed(batch.text.tokens)
+            tokens = self.llm.embed(read.tokens)
         if not batch.media:
             return tokens
         soft = jnp.concatenate([self.connect(batch, modality, key) for modality in sorted(batch.media)], axis=1)
@@ -56,9 +57,12 @@ class MultimodalLM(nnx.Module):
 
     def hidden(self, batch: Batch, key: Array | None = None) -> Float[Array, "b t d"]:
         """Final hidden states of the language model over the batch's text rows."""
-        embeddings = self.embeddings(batch, key)
+        embeddings, text, source = self.embeddings(batch, key), batch.text, batch.source
         with jax.named_scope("llm"):
-            return self.llm(embeddings, batch.text.positions, batch.text.segments)[0]
+            if source is None:
+                return self.llm(embeddings, text.positions, text.segments)[0]
+            encoded = self.llm.encode(embeddings, source.positions, source.segments)
+            return self.llm(self.llm.embed(text.tokens), text.positions, text.segments, source=encoded)[0]
 
     def attention_maps(self, batch: Batch) -> Float[Array, "b m q p"]:
         """The image connector's last cross-attention, averaged over heads, over the patches (class token left out)."""

@@ -14,6 +14,7 @@ from mmjax.layers.lora import add_lora
 from mmjax.layers.parameters import Definition, define
 from mmjax.llms.llama import Llama, LlamaConfig
 from mmjax.llms.opt import OPT, OPTConfig
+from mmjax.llms.t5 import T5, T5Config
 from mmjax.systems.multimodal import MultimodalLM
 from mmjax.types import UserError
 from mmjax.types.config import from_config
@@ -23,7 +24,7 @@ Family = tuple[type, Callable[[Any], nnx.Module]]
 FAMILIES: dict[str, dict[str, Family]] = {
     "encoders.image": {"vit": (ViTConfig, ViT)},
     "connectors.image": {"qformer": (QFormerConfig, QFormer)},
-    "llm": {"opt": (OPTConfig, OPT), "llama": (LlamaConfig, Llama)},
+    "llm": {"opt": (OPTConfig, OPT), "llama": (LlamaConfig, Llama), "t5": (T5Config, T5)},
 }
 # Fields of a part that say where it comes from, not what it is.
 PROVENANCE = ("family", "source", "builder")
@@ -42,6 +43,11 @@ def part_config(name: str, part: Mapping[str, Any]) -> Any:
         raise UserError(f"config.parts.{name}.family={family!r} is unknown; there are {', '.join(FAMILIES[name])}")
     fields = {key: value for key, value in part.items() if key not in PROVENANCE}
     return from_config(FAMILIES[name][family][0], fields, f"config.parts.{name}")
+
+
+def reads_source(parts: Mapping[str, Mapping[str, Any]]) -> bool:
+    """Whether the language model of these parts is an encoder–decoder, whose prompts are the source."""
+    return "llm" in parts and hasattr(FAMILIES["llm"][parts["llm"]["family"]][1], "encode")
 
 
 def build(parts: Mapping[str, Mapping[str, Any]]) -> MultimodalLM:

@@ -78,14 +78,16 @@ class Batch:
       text: rows of the language model; None for objectives that use none (BLIP-2 stage 1).
       media: by modality, "image", "audio", "video". Rows without media have an all-false mask.
       queries: by modality, for connectors that read text.
-      feature_index: which row of the concatenated connector outputs [b (m k) d] stands at a text position, −1 = text.
-      source: encoder rows of encoder–decoder language models.
+      feature_index: which row of the concatenated connector outputs [b (m k) d] stands at a position of the source, or of the
+        text where there is no source; −1 = a token.
+      source: what the encoder of an encoder–decoder language model reads. A segment of the text sees the segment of the same
+        number of its row's source; targets and loss weights are not used.
       prior_index: row of the objective's answer-prior table at a text position, 0 = no prior.
     """
 
     text: Text | None = None
     media: dict[str, Media] = dataclasses.field(default_factory=dict)
     queries: dict[str, Queries] = dataclasses.field(default_factory=dict)
-    feature_index: Int[AnyArray, "b t"] | None = None
+    feature_index: Int[AnyArray, "b t_or_s"] | None = None
     source: Text | None = None
     prior_index: Int[AnyArray, "b t"] | None = None

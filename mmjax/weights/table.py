@@ -27,7 +27,9 @@ from mmjax.weights.safetensors import Tensor, Tensors
 log = logging.getLogger(__name__)
 
 # Tensors that files may hold and nobody needs: tables that are computed, buffers of old releases.
-IGNORABLE = (r".*\.rotary_emb\.inv_freq", r".*\bposition_ids")
+IGNORABLE = (
+    r".*\.rotary_emb\.inv_freq", r".*\bposition_ids", r".*\.EncDecAttention\.relative_attention_bias\.weight",
+)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)

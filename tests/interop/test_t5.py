@@ -1,0 +1,148 @@
+"""T5 computes what `transformers` computes, in every layout of its files, and goes there and back without losing a bit."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from safetensors.numpy import load_file, save_file
+
+import mmjax
+from mmjax.interop import hf_forward
+from mmjax.types import UserError
+
+TINY = {
+    "vocab_size": 50, "d_model": 24, "d_kv": 10, "d_ff": 44, "num_layers": 3, "num_decoder_layers": 2, "num_heads": 3,
+    "relative_attention_num_buckets": 8, "relative_attention_max_distance": 11, "decoder_start_token_id": 0,
+}  # fmt: skip
+FLAN = {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}
+# Flan-T5 and v1.1; 1.0; BLIP-2's Flan-T5, with exact gelu; deeper decoder with wide buckets; one head.
+VARIANTS = {
+    "flan": FLAN,
+    "original": {"feed_forward_proj": "relu"},
+    "exact_gelu": {**FLAN, "dense_act_fn": "gelu"},
+    "deep_decoder": {
+        **FLAN, "num_layers": 1, "num_decoder_layers": 4, "relative_attention_num_buckets": 6, "layer_norm_epsilon": 1e-3,
+    },
+    "one_head": {"feed_forward_proj": "gated-silu", "num_heads": 1, "d_kv": 6, "relative_attention_max_distance": 128},
+}  # fmt: skip
+
+
+@torch.no_grad()
+def make(directory, variant, own_head=None):
+    """A random model, saved and loaded back. A head of its own has to be written into the file: a new T5 never has one."""
+    torch.manual_seed(0)
+    config = transformers.T5Config(**{**TINY, **VARIANTS[variant]})
+    model = transformers.T5ForConditionalGeneration(config)
+    for key, parameter in model.named_parameters():
+        parameter.copy_(torch.randn_like(parameter) * (1.0 if key == "shared.weight" else 0.25) + float("norm" in key))
+    model.save_pretrained(directory)
+    if own_head if own_head is not None else "tie_word_embeddings" in VARIANTS[variant]:
+        tensors = load_file(directory / "model.safetensors")
+        tensors["lm_head.weight"] = np.random.default_rng(0).normal(0, 0.5, (50, 24)).astype(np.float32)
+        save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
+    return transformers.T5ForConditionalGeneration.from_pretrained(directory).eval()
+
+
+def inputs(long=False):
+    """Two rows; the second is padded, its source on the left and its text on the right, in another batch the other way."""
+    draw, s, t = np.random.default_rng(1), 40 if long else 9, 30 if long else 6
+    masks = np.ones((2, s), int), np.ones((2, t), int)
+    masks[0][1, :4], masks[1][1, -2:] = 0, 0
+    source, text = draw.integers(2, 50, (2, s)), draw.integers(2, 50, (2, t))
+    return {
+        "input_ids": source, "attention_mask": masks[0], "decoder_input_ids": text, "decoder_attention_mask": masks[1],
+    }  # fmt: skip
+
+
+def compare(directory, reference, arrays):
+    with torch.no_grad():
+        expected = reference(**{key: torch.tensor(value) for key, value in arrays.items()})
+    got = hf_forward(mmjax.from_pretrained(directory), arrays)
+    assert set(got) == {"logits", "encoder_last_hidden_state"}
+    for key, mask in (("logits", "decoder_attention_mask"), ("encoder_last_hidden_state", "attention_mask")):
+        read = arrays[mask] > 0 if mask in arrays else slice(None)
+        assert expected[key][read].std() > 0.4
+        np.testing.assert_allclose(got[key][read], expected[key][read], rtol=0, atol=1e-4, err_msg=key)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_outputs_are_those_of_transformers(tmp_path, variant):
+    reference = make(tmp_path, variant)
+    compare(tmp_path, reference, inputs())
+    flipped = {key: value[:, ::-1].copy() if key.endswith("mask") else value for key, value in inputs().items()}
+    compare(tmp_path, reference, flipped)
+
+
+def test_distances_beyond_the_last_bucket_and_no_masks(tmp_path):
+    arrays = {key: value for key, value in inputs(long=True).items() if not key.endswith("mask")}
+    compare(tmp_path, make(tmp_path, "flan"), arrays)
+
+
+@pytest.mark.parametrize(("tie", "scale", "own_head"), [(None, True, False), (False, False, True), (True, None, True)])
+def test_the_file_says_whether_the_head_is_tied_and_the_config_whether_it_is_scaled(tmp_path, tie, scale, own_head):
+    """The flags as the releases 4 and 5 write them, among them those of a Flan-T5 that release 5 has saved again."""
+    reference = make(tmp_path, "flan", own_head)
+    config = json.loads((tmp_path / "config.json").read_text())
+    flags = {"tie_word_embeddings": tie, "scale_decoder_outputs": scale}
+    config = {key: value for key, value in config.items() if key not in flags}
+    config |= {key: value for key, value in flags.items() if value is not None}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    reference = transformers.T5ForConditionalGeneration.from_pretrained(tmp_path).eval()
+    assert torch.equal(reference.lm_head.weight, reference.shared.weight) != own_head
+    compare(tmp_path, reference, inputs())
+    assert mmjax.from_pretrained(tmp_path).config["parts"]["llm"]["tied"] != own_head
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_there_and_back_is_equal_to_the_byte(tmp_path, variant):
+    reference = make(tmp_path, variant)
+    export = mmjax.save_pretrained(mmjax.from_pretrained(tmp_path), tmp_path / "again")
+    before, after = (load_file(directory / "model.safetensors") for directory in (tmp_path, tmp_path / "again"))
+    assert before.keys() == after.keys() and export.left_out == ()
+    assert all(before[key].dtype == after[key].dtype and before[key].tobytes() == after[key].tobytes() for key in before)
+    again, report = type(reference).from_pretrained(tmp_path / "again", output_loading_info=True)
+    assert not any(report.values()), report
+    assert again.config.scale_decoder_outputs == reference.config.scale_decoder_outputs
+    compare(tmp_path / "again", again.eval(), inputs())
+
+
+def test_copies_and_strays_of_old_files_are_passed_over(tmp_path):
+    """Release 4 wrote the embedding up to four times, and the first releases a bias that no attention reads."""
+    reference = make(tmp_path, "original")
+    tensors = load_file(tmp_path / "model.safetensors")
+    copies = ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight", "lm_head.weight")
+    stray = {"decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight": np.ones((8, 3), np.float32)}
+    save_file({**tensors, **{key: tensors["shared.weight"].copy() for key in copies}, **stray}, tmp_path / "model.safetensors")
+    compare(tmp_path, reference, inputs())
+    save_file({**tensors, copies[0]: tensors["shared.weight"] + 1}, tmp_path / "model.safetensors")
+    with pytest.raises(UserError, match="different from the tensor that it should repeat: encoder.embed_tokens.weight"):
+        mmjax.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"dense_act_fn": "tanh"}, "activation='tanh' is unknown"),
+        ({"relative_attention_num_buckets": 2}, "buckets=2 must be 4 or more"),
+        ({"num_decoder_layers": 3}, "14 missing: .*decoder.block.2"),
+        ({"d_ff": 43}, r"expected \(43, 24\), got \(44, 24\)"),
+    ],
+)
+def test_what_does_not_fit_is_told_in_one_line(tmp_path, changes, message):
+    make(tmp_path, "flan")
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | changes))
+    with pytest.raises(UserError, match=message) as error:
+        mmjax.from_pretrained(tmp_path)
+    assert "\n" not in str(error.value)
+
+
+def test_ids_outside_the_vocabulary_are_refused(tmp_path):
+    make(tmp_path, "flan")
+    model, arrays = mmjax.from_pretrained(tmp_path), inputs()
+    with pytest.raises(UserError, match="decoder_input_ids: expected ids from 0 to 49, got"):
+        hf_forward(model, {**arrays, "decoder_input_ids": arrays["decoder_input_ids"] + 20})
