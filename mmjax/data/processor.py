@@ -16,10 +16,11 @@ from jaxtyping import Float, Int
 from transformers import PreTrainedTokenizerFast
 
 from mmjax.data.batch import BatchShape, Item, assemble, media_of
+from mmjax.data.chat import conversation
 from mmjax.data.config import TokenizerConfig
 from mmjax.data.media.image import decode_image, resize_image
-from mmjax.data.templates import MediumSlot, Piece, Segment, Special, template, verbatim
-from mmjax.data.tokenizer import load_tokenizer, text_encoder
+from mmjax.data.templates import MediumSlot, Piece, Rendered, Segment, Special, template, verbatim
+from mmjax.data.tokenizer import load_tokenizer, rendered_encoder, text_encoder
 from mmjax.types import Batch, Example, Medium, UserError, ask
 
 PROMPT_BUCKET = 32  # prompt rows are padded to a multiple of this, so that few lengths are compiled
@@ -95,6 +96,11 @@ class Processor:
         return text_encoder(self.llm)
 
     @functools.cached_property
+    def encode_rendered(self) -> Callable[[str, Sequence[tuple[int, int]]], tuple[int, ...]]:
+        """(text of a chat template, what of it people wrote) -> ids of the language model."""
+        return rendered_encoder(self.llm)
+
+    @functools.cached_property
     def encode_query(self) -> Callable[[str], tuple[int, ...]]:
         """Text -> ids of the connector, [CLS] and [SEP] included where it has them."""
         tokenizer = self.connector or self.llm
@@ -129,6 +135,8 @@ class Processor:
                     weight = 0.0
                 case Piece(text, weight):
                     ids = self.encode(text)
+                case Rendered(text, quotes):
+                    ids, weight = self.encode_rendered(text, quotes), 0.0
                 case Special(name, weight):
                     ids = () if special[name] is None else (special[name],)
             tokens.extend(ids)
@@ -145,6 +153,21 @@ class Processor:
         query = () if segment.query is None or not self.query_length else self.encode_query(segment.query)
         return TokenisedSegment(*arrays, len(media) * self.soft_tokens, tuple(media), query, segment.query or "", answer)
 
+    def question(self, example: Example, template_name: str | None = None, *, seed: int = 0) -> Segment:
+        """The segment that asks the last question of an example, without its answer.
+
+        Args:
+          example: its last user turn is asked.
+          template_name: an entry of TEMPLATES; "chat" = the whole conversation by the tokenizer's chat template; None = the
+            text of the question verbatim, as the prompt of the language model and as the query of the connector.
+          seed: for templates that draw.
+        """
+        if template_name is None:
+            return verbatim(example)
+        if template_name == "chat":
+            return conversation(self.llm, example)
+        return template(template_name).prompt(example, seed)
+
     def image(self, medium: Medium, name: str) -> np.ndarray:
         """Decodes and resizes an image to uint8 [image_size, image_size, 3]; `name` is what errors call it."""
         if medium.kind != "image":
@@ -158,9 +181,7 @@ class Processor:
 
         Args:
           examples: what to ask; plain strings are prompts without media.
-          template_name: entry of TEMPLATES that renders the last question; None = its text verbatim, as the prompt of the
-            language model and as the query of the connector.
-          seed: for templates that draw.
+          template_name, seed: see `question`.
           rows: rows of the batch, the rest left empty; 0 = one per example.
 
         Returns:
@@ -171,9 +192,7 @@ class Processor:
         """
         items = []
         for example in (ask(example) if isinstance(example, str) else example for example in examples):
-            segment = self.tokenise(
-                verbatim(example) if template_name is None else template(template_name).prompt(example, seed)
-            )
+            segment = self.tokenise(self.question(example, template_name, seed=seed))
             if len(segment.query) > self.query_length:
                 raise UserError(
                     f"example {example.id!r}: the connector reads at most {self.query_length} tokens (query_length), "

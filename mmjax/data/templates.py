@@ -33,6 +33,19 @@ class Special:
 
 
 @dataclasses.dataclass(frozen=True)
+class Rendered:
+    """Text that a chat template made, whose special tokens are real ones; see `mmjax.data.chat`.
+
+    Args:
+      text: tokenised as a whole.
+      quotes: (start, end) of what people wrote within it: plain text, whatever it spells.
+    """
+
+    text: str
+    quotes: tuple[tuple[int, int], ...]
+
+
+@dataclasses.dataclass(frozen=True)
 class MediumSlot:
     """Where the soft tokens of a medium of the example stand."""
 
@@ -49,7 +62,7 @@ class Segment:
       answer: index in `parts` of the piece that answers, −1 = none.
     """
 
-    parts: tuple[Piece | Special | MediumSlot, ...]
+    parts: tuple[Piece | Rendered | Special | MediumSlot, ...]
     query: str | None = None
     answer: int = -1
 
@@ -235,5 +248,5 @@ TEMPLATES: dict[str, Template] = {
 def template(name: str) -> Template:
     """The template of that name; UserError naming the choices for any other."""
     if name not in TEMPLATES:
-        raise UserError(f"template must be one of {', '.join(TEMPLATES)}, got {name!r}")
+        raise UserError(f"template must be one of {', '.join(TEMPLATES)} (or chat, for prompts), got {name!r}")
     return TEMPLATES[name]

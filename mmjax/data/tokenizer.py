@@ -5,8 +5,10 @@ The tokenizer's backend is copied once and never changed afterwards, so that any
 
 from __future__ import annotations
 
+import bisect
 import functools
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from tokenizers import Tokenizer
@@ -44,14 +46,10 @@ def text_encoder(tokenizer: PreTrainedTokenizerFast) -> Callable[[str], tuple[in
     Text that spells a special token is split like any other. Where a vocabulary lists the special token as an ordinary
     word, its id is replaced by the unknown token's, or dropped where the unknown token is itself BOS, EOS or padding.
     """
-    backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+    backend = _backend(tokenizer)
     backend.encode_special_tokens = True
-    backend.no_truncation()
-    backend.no_padding()
-    unknown = tokenizer.unk_token_id
-    if unknown in (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id):
-        unknown = None
-    special = {int(token) for token in tokenizer.all_special_ids if token != unknown}
+    unknown = _harmless_unknown(tokenizer)
+    special = _special_ids(tokenizer)
     replacement = () if unknown is None else (unknown,)
 
     @functools.lru_cache(CACHE)
@@ -62,3 +60,65 @@ def text_encoder(tokenizer: PreTrainedTokenizerFast) -> Callable[[str], tuple[in
         return tuple(token for token_id in ids for token in (replacement if token_id in special else (token_id,)))
 
     return encode
+
+
+def rendered_encoder(tokenizer: PreTrainedTokenizerFast) -> Callable[[str, Sequence[tuple[int, int]]], tuple[int, ...]]:
+    """A function (text, quotes) -> ids, in which special tokens are real except where they touch a quote.
+
+    Args of the function:
+      text: what a chat template rendered; no BOS or EOS is added.
+      quotes: (start, end) of each stretch that a person wrote, in order.
+
+    Text whose quotes spell nothing special has the ids that the tokenizer itself gives to the whole. A special token that a
+    quote spells is broken after its first letter, and the pieces are tokenised by themselves.
+    """
+    backend = _backend(tokenizer)
+    names = {token: backend.id_to_token(token) for token in _special_ids(tokenizer)}
+
+    def encode(text: str, quotes: Sequence[tuple[int, int]]) -> tuple[int, ...]:
+        ends = [end for _, end in quotes]
+
+        def forged(start: int, end: int) -> bool:
+            after = bisect.bisect_right(ends, start)
+            return after < len(quotes) and quotes[after][0] < end
+
+        ids: list[int] = []
+        pending = [(0, len(text))]  # stretches to tokenise, the next one last
+        while pending:
+            first, last = pending.pop()
+            encoding = backend.encode(text[first:last], add_special_tokens=False)
+            kept, cuts = [], []
+            for token, (start, end) in zip(encoding.ids, encoding.offsets, strict=True):
+                # A token may swallow white space around it, which belongs to whoever wrote it: its name is what counts.
+                name = names.get(token, "")
+                begin = max(text.find(name, first + start, first + end), first + start)
+                if token not in names or not forged(begin, min(begin + len(name), first + end)):
+                    kept.append(token)
+                elif first + end - begin > 1:
+                    cuts.append(begin + 1)
+            if cuts:
+                pending += reversed(list(itertools.pairwise(sorted({first, *cuts, last}))))
+            else:
+                ids += kept
+        return tuple(ids)
+
+    return encode
+
+
+def _backend(tokenizer: PreTrainedTokenizerFast) -> Tokenizer:
+    backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+    backend.no_truncation()
+    backend.no_padding()
+    return backend
+
+
+def _harmless_unknown(tokenizer: PreTrainedTokenizerFast) -> int | None:
+    """The unknown token, unless it is itself BOS, EOS or padding."""
+    unknown = tokenizer.unk_token_id
+    return None if unknown in (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id) else unknown
+
+
+def _special_ids(tokenizer: PreTrainedTokenizerFast) -> set[int]:
+    """Ids that user text must not get."""
+    added = {token for token, entry in tokenizer.added_tokens_decoder.items() if entry.special}
+    return {int(token) for token in added.union(tokenizer.all_special_ids)} - {_harmless_unknown(tokenizer)}

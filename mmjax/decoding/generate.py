@@ -63,7 +63,8 @@ def generate(
       examples: Examples, whose last question is asked, or plain prompts.
       images, audios, videos: for plain prompts, one list per prompt, placed before its text: paths, bytes, uint8 arrays
         [height, width, 3] or PIL images.
-      template: entry of `mmjax.data.templates.TEMPLATES` that renders the question; None = the text is the whole prompt.
+      template: "chat" renders the whole conversation by the tokenizer's chat template; an entry of
+        `mmjax.data.templates.TEMPLATES` renders the last question; None = its text is the whole prompt.
       batch_size: rows decoded at once.
       stream: give an iterator over pieces of the text of one single answer instead.
       stop_strings: the answer ends before the first of these.

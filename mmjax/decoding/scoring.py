@@ -14,8 +14,7 @@ from numpy import ndarray
 
 from mmjax.data.batch import BatchShape, Item, assemble, media_of
 from mmjax.data.processor import PROMPT_BUCKET
-from mmjax.data.templates import Piece, Segment, Special, verbatim
-from mmjax.data.templates import template as find_template
+from mmjax.data.templates import Piece, Segment, Special
 from mmjax.decoding.inputs import as_examples, batched, bucket
 from mmjax.decoding.placement import fetch, place
 from mmjax.objectives.language_modelling import cross_entropy
@@ -78,10 +77,9 @@ def teacher_batch(
     processor: Any, pairs: Sequence[tuple[Example, str]], template: str | None, *, rows: int = 0, end: bool = True
 ) -> Batch:
     """One row per pair: the prompt with weight 0, then the continuation with weight 1."""
-    render = verbatim if template is None else lambda example: find_template(template).prompt(example, 0)
     items = []
     for example, text in pairs:
-        prompt = render(example)
+        prompt = processor.question(example, template)
         last = prompt.parts[-1] if prompt.parts else None
         joined = isinstance(last, Piece) and not last.text[-1:].isspace() and not text[:1].isspace()
         tail = (Piece(f" {text}" if joined else text, 1.0), *((Special("eos", 1.0),) if end else ()))

@@ -72,7 +72,9 @@ def test_prepared_examples_are_those_of_the_release(tmp_path):
     assert example.media[0].data == (release / "test" / "images" / "11.png").read_bytes()
     assert tuple((q.text, a.text) for q, a in zip(example.turns[::2], example.turns[1::2], strict=True)) == picture.questions
     assert Counter(part for turn in example.turns for part in turn.parts)[Part(medium=0)] == 1
-    assert len(example.meta["kinds"]) == len(picture.questions) and example.meta["caption"] == easy_vqa.caption(picture.questions)
+    assert len(example.meta["kinds"]) == len(picture.questions) and example.meta["caption"] == easy_vqa.caption(
+        picture.questions
+    )
     assert (out / "tokenizer" / "tokenizer_config.json").is_file()
 
 

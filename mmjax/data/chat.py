@@ -1,0 +1,97 @@
+"""Conversations through the chat template of a tokenizer.
+
+The template never sees what people wrote. It renders stand-ins of private characters, and the real words and media go where
+these came out. So the template's special tokens are the only real ones: whatever a person spells stays plain text, and a
+template that drops or repeats a message is found out.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Iterable, Sequence
+
+from jinja2 import TemplateError
+from transformers import PreTrainedTokenizerFast
+
+from mmjax.data.templates import MediumSlot, Rendered, Segment
+from mmjax.types import Example, Part, Turn, UserError
+
+PAD = "\u2003"  # white space that no template writes: where it is gone, the template trims its messages
+STAND_IN = re.compile(f"({PAD}?)\ue000(\\d+)\ue001({PAD}?)")
+
+
+def conversation(tokenizer: PreTrainedTokenizerFast, example: Example) -> Segment:
+    """The segment of a conversation up to its last user turn, ready for the assistant to speak.
+
+    Args:
+      tokenizer: its `chat_template` renders the turns.
+      example: media stand where their parts are; text parts next to each other are joined by a space.
+
+    Raises:
+      UserError: no chat template, no user turn, or a template that cannot render these turns faithfully.
+    """
+    spoken = [number for number, turn in enumerate(example.turns) if turn.role == "user"]
+    if not spoken:
+        raise UserError(f"example {example.id!r}: expected a user turn, got turns by {[turn.role for turn in example.turns]}")
+    turns = example.turns[: spoken[-1] + 1]
+    return Segment(tuple(_joined(_contents(_render(tokenizer, turns), turns))), query=turns[-1].text)
+
+
+def _render(tokenizer: PreTrainedTokenizerFast, turns: Sequence[Turn]) -> str:
+    """The template's text, with stand-ins for what was said."""
+    if not tokenizer.chat_template:
+        raise UserError("the tokenizer has no chat template; name another template, for example question_answer")
+    messages = [{"role": turn.role, "content": f"{PAD}\ue000{n}\ue001{PAD}"} for n, turn in enumerate(turns)]
+    try:
+        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    except (TemplateError, TypeError, ValueError) as error:
+        raise UserError(f"the tokenizer's chat template refuses this conversation: {error}") from None
+    found = [int(match[2]) for match in STAND_IN.finditer(str(text))]
+    for number, turn in enumerate(turns):
+        if (count := found.count(number)) != 1:
+            raise UserError(f"the tokenizer's chat template renders message {number} (role {turn.role}) {count} times, not once")
+    return str(text)
+
+
+def _contents(text: str, turns: Sequence[Turn]) -> Iterable[str | Part]:
+    """The template's own text as strings, and between them the parts of the turns."""
+    start = 0
+    for match in STAND_IN.finditer(text):
+        yield text[start : match.start()]
+        parts = list(_merged(turns[int(match[2])].parts))
+        for number, part in enumerate(parts):
+            words = part.text
+            if words is not None and number == 0 and not match[1]:
+                words = words.lstrip()
+            if words is not None and number == len(parts) - 1 and not match[3]:
+                words = words.rstrip()
+            yield Part(words, part.medium)
+        start = match.end()
+    yield text[start:]
+
+
+def _merged(parts: Iterable[Part]) -> Iterable[Part]:
+    """The parts with neighbouring texts joined by a space."""
+    for is_text, group in itertools.groupby(parts, key=lambda part: part.text is not None):
+        if is_text:
+            yield Part(" ".join(str(part.text) for part in group))
+        else:
+            yield from group
+
+
+def _joined(contents: Iterable[str | Part]) -> Iterable[Rendered | MediumSlot]:
+    """The contents with all text between two media as one."""
+    text, quotes = "", []
+    for content in (*contents, None):
+        if isinstance(content, str):
+            text += content
+        elif content is not None and content.text is not None:
+            quotes.append((len(text), len(text) + len(content.text)))
+            text += content.text
+        else:
+            if text:
+                yield Rendered(text, tuple(quotes))
+            if content is not None and content.medium is not None:
+                yield MediumSlot(content.medium)
+            text, quotes = "", []
