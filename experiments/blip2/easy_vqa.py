@@ -18,7 +18,7 @@ from mmjax.types.config import parse_arg
 def get_config(arg: str | None = None) -> ConfigDict:
     """The experiment; arguments: llm (opt or smollm2), scale (of the steps of vqa)."""
     chosen = parse_arg(arg, llm="opt", scale=1.0)
-    steps = {"lm": 300, "stage1": 800, "stage2": 200, "vqa": 1000}
+    steps = {"lm": 1500, "stage1": 1000, "stage2": 200, "vqa": 1000}
     if chosen.llm == "smollm2":
         steps = {"lm": 0, "stage1": 800, "stage2": 40, "vqa": 200}
     steps["vqa"] = round(steps["vqa"] * chosen.scale)

@@ -75,7 +75,7 @@ def config(
     stages = {
         "lm": {
             "objective": {"name": "language_modelling"},
-            "data": data("document", 8 + caption_length + 16 * questions, question_rows, media=0),
+            "data": data("document", 8 + caption_length + 16 * questions, question_rows, media=0, pack=images_per_row > 1),
             "optimizer": optimizer("lm", 3e-3),
             "trainable": [[r"llm\..*", True], [".*", False]],
         },
