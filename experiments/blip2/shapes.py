@@ -27,7 +27,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     return config(
         "shapes",
         image_size=36,
-        patch_size=6,
+        patch_size=12,
         questions=6,
         query_length=13,
         caption_length=30,
