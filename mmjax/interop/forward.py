@@ -8,17 +8,25 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from mmjax.layers import stack
 from mmjax.llms.opt import OPT
 from mmjax.objectives.contrastive import normalise
 from mmjax.systems.multimodal import place
 
 Inputs = Mapping[str, Any]
-Outputs = dict[str, Array]
+Outputs = dict[str, Array | tuple[Array, ...]]
 
 
 def causal_lm(system: Any, inputs: Inputs, config: Mapping[str, Any]) -> Outputs:
-    """OPTForCausalLM and LlamaForCausalLM: input_ids, attention_mask, position_ids [b t] -> logits, last_hidden_state."""
-    return _language_model(system, inputs, system.llm.embed(inputs["input_ids"]))
+    """The decoder-only language models: input_ids, attention_mask, position_ids [b t] -> logits, last_hidden_state.
+
+    With output_hidden_states also hidden_states: what each layer reads, and last_hidden_state.
+    """
+    with stack.record() as depths:
+        outputs = _language_model(system, inputs, system.llm.embed(inputs["input_ids"]))
+    if inputs.get("output_hidden_states"):
+        outputs["hidden_states"] = (*depths[0], outputs["last_hidden_state"])
+    return outputs
 
 
 def seq2seq_lm(system: Any, inputs: Inputs, config: Mapping[str, Any]) -> Outputs:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import numpy as np
-
+from mmjax.interop.rotary import read_rotary, write_rotary
+from mmjax.systems.parts import part_config
 from mmjax.types import UserError
-from mmjax.weights.safetensors import Tensors
 
 Config = Mapping[str, Any]
+Part = dict[str, Any]
 
 
 def require(config: Config, what: str, **wanted: Any) -> None:
@@ -20,97 +21,140 @@ def require(config: Config, what: str, **wanted: Any) -> None:
             raise UserError(f"{what}: config.json has {name}={config[name]!r}; only {value!r} is supported")
 
 
-def opt_part(config: Config) -> dict[str, Any]:
-    """An OPT part from Hugging Face's OPTConfig."""
-    width = config["hidden_size"]
-    require(
-        config, "OPT", word_embed_proj_dim=width, do_layer_norm_before=True, enable_bias=True,
-        layer_norm_elementwise_affine=True, _remove_final_layer_norm=False, tie_word_embeddings=True,
-    )  # fmt: skip
-    return {
-        "family": "opt",
-        "vocab": config["vocab_size"],
-        "width": width,
-        "layers": config["num_hidden_layers"],
-        "heads": config["num_attention_heads"],
-        "ffn": config["ffn_dim"],
-        "max_positions": config.get("max_position_embeddings", 2048),
-        "activation": config.get("activation_function", "relu"),
-    }
+# Fields that only bear another name: ours -> theirs.
+SHARED = {
+    "vocab": "vocab_size",
+    "width": "hidden_size",
+    "layers": "num_hidden_layers",
+    "heads": "num_attention_heads",
+    "max_positions": "max_position_embeddings",
+    "tied": "tie_word_embeddings",
+}
+OPT = SHARED | {
+    "ffn": "ffn_dim",
+    "embedding_width": "word_embed_proj_dim",
+    "activation": "activation_function",
+    "norm_first": "do_layer_norm_before",
+    "bias": "enable_bias",
+    "affine_norms": "layer_norm_elementwise_affine",
+}
+ROTARY = SHARED | {
+    "kv_heads": "num_key_value_heads",
+    "head_dim": "head_dim",
+    "ffn": "intermediate_size",
+    "activation": "hidden_act",
+}
+LLAMA = ROTARY | {"eps": "rms_norm_eps"}
+COHERE = ROTARY | {"eps": "layer_norm_eps", "logit_scale": "logit_scale"}
 
 
-def opt_config(part: Config) -> dict[str, Any]:
-    """Hugging Face's OPTConfig of an OPT part."""
-    return {
-        "model_type": "opt",
-        "vocab_size": part["vocab"],
-        "hidden_size": part["width"],
-        "word_embed_proj_dim": part["width"],
-        "num_hidden_layers": part["layers"],
-        "num_attention_heads": part["heads"],
-        "ffn_dim": part["ffn"],
-        "max_position_embeddings": part["max_positions"],
-        "activation_function": part["activation"],
-        "do_layer_norm_before": True,
-        "tie_word_embeddings": True,
-    }
+def _read(names: Config, config: Config) -> Part:
+    """The fields under our names; null stands for what our default says too."""
+    return {ours: config[theirs] for ours, theirs in names.items() if config.get(theirs) is not None}
 
 
-def llama_part(config: Config) -> dict[str, Any]:
-    """A LLaMA part from Hugging Face's LlamaConfig, of transformers 4 (`rope_theta`) or 5 (`rope_parameters`)."""
-    require(config, "LLaMA", attention_bias=False, mlp_bias=False)
-    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    kind = rope.get("rope_type", rope.get("type", "default"))
-    if kind != "default":
-        raise UserError(f"LLaMA: config.json has the rotary type {kind!r}; only 'default' is supported")
-    return {
-        "family": "llama",
-        "vocab": config["vocab_size"],
-        "width": config["hidden_size"],
-        "layers": config["num_hidden_layers"],
-        "heads": config["num_attention_heads"],
-        "kv_heads": config.get("num_key_value_heads") or config["num_attention_heads"],
-        "ffn": config["intermediate_size"],
-        "head_dim": config.get("head_dim") or 0,
-        "rope_base": float(rope.get("rope_theta", config.get("rope_theta", 10000.0))),
-        "eps": config.get("rms_norm_eps", 1e-6),
-        "activation": config.get("hidden_act", "silu"),
-        "max_positions": config.get("max_position_embeddings", 2048),
-        "tied": config.get("tie_word_embeddings", False),
-    }
+def _write(names: Config, part: Config) -> dict[str, Any]:
+    return {theirs: part[ours] for ours, theirs in names.items()}
 
 
-def llama_config(part: Config) -> dict[str, Any]:
-    """Hugging Face's LlamaConfig of a LLaMA part."""
-    return {
-        "model_type": "llama",
-        "vocab_size": part["vocab"],
-        "hidden_size": part["width"],
-        "num_hidden_layers": part["layers"],
-        "num_attention_heads": part["heads"],
-        "num_key_value_heads": part["kv_heads"],
-        "intermediate_size": part["ffn"],
-        "head_dim": part["head_dim"] or part["width"] // part["heads"],
-        "rope_theta": part["rope_base"],
-        "rope_parameters": {"rope_type": "default", "rope_theta": part["rope_base"]},
-        "rms_norm_eps": part["eps"],
-        "hidden_act": part["activation"],
-        "max_position_embeddings": part["max_positions"],
-        "tie_word_embeddings": part["tied"],
-    }
+def _opt_part(config: Config) -> Part:
+    final_norm = config["do_layer_norm_before"] and not config["_remove_final_layer_norm"]
+    return _read(OPT, config) | {"final_norm": final_norm}
 
 
-def t5_part(config: Config) -> dict[str, Any]:
-    """A T5 part from Hugging Face's T5Config; whether the head is tied is for the file to say (`t5_settled`).
+def _opt_config(part: Config) -> dict[str, Any]:
+    removed = part["norm_first"] and not part["final_norm"]
+    return _write(OPT, part) | {"_remove_final_layer_norm": removed}
 
-    `scale_decoder_outputs` is transformers 5's name for what `tie_word_embeddings` meant before.
-    """
+
+def _rotary_part(names: Config, config: Config, base: float = 10000.0) -> Part:
+    kv_heads = config["num_key_value_heads"] or config["num_attention_heads"]
+    return _read(names, config) | {"kv_heads": kv_heads} | read_rotary(config, config["model_type"], base)
+
+
+def _rotary_config(names: Config, part: Config) -> dict[str, Any]:
+    return _write(names, part) | write_rotary(part)
+
+
+def _llama_part(config: Config) -> Part:
+    bias = config["attention_bias"]
+    biases = {"attention_bias": bias, "output_bias": bias, "mlp_bias": config["mlp_bias"]}
+    return _rotary_part(LLAMA, config) | biases
+
+
+def _llama_config(part: Config) -> dict[str, Any]:
+    return _rotary_config(LLAMA, part) | {"attention_bias": part["attention_bias"], "mlp_bias": part["mlp_bias"]}
+
+
+def _mistral_part(config: Config) -> Part:
+    return _rotary_part(LLAMA, config) | {"window": config["sliding_window"] or 0}
+
+
+def _mistral_config(part: Config) -> dict[str, Any]:
+    return _rotary_config(LLAMA, part) | {"sliding_window": part["window"] or None}
+
+
+def _qwen2_part(config: Config) -> Part:
+    return _rotary_part(LLAMA, config) | _read_windows(config) | {"attention_bias": True}
+
+
+def _qwen2_config(part: Config) -> dict[str, Any]:
+    return _rotary_config(LLAMA, part) | _write_windows(part)
+
+
+def _qwen3_part(config: Config) -> Part:
+    bias = config["attention_bias"]
+    special = {"attention_bias": bias, "output_bias": bias, "head_norm": True}
+    return _rotary_part(LLAMA, config) | _read_windows(config) | special
+
+
+def _qwen3_config(part: Config) -> dict[str, Any]:
+    return _rotary_config(LLAMA, part) | _write_windows(part) | {"attention_bias": part["attention_bias"]}
+
+
+def _read_windows(config: Config) -> Part:
+    """Qwen's windows, told by `layer_types` or, in files of transformers 4, by the number of layers without one."""
+    window, layers = config["sliding_window"] if config["use_sliding_window"] else None, config["num_hidden_layers"]
+    kinds = config.get("layer_types")
+    if kinds is None:
+        kinds = [
+            "sliding_attention" if window and i >= config["max_window_layers"] else "full_attention" for i in range(layers)
+        ]
+    unknown = sorted(set(kinds) - {"full_attention", "sliding_attention"})
+    if unknown or len(kinds) != layers or ("sliding_attention" in kinds and not window):
+        raise UserError(
+            f"{config['model_type']}: config.json has layer_types={list(kinds)} with num_hidden_layers={layers}, "
+            f"use_sliding_window={config['use_sliding_window']}, sliding_window={config['sliding_window']}; expected "
+            "'full_attention' or, with a window, 'sliding_attention' for each layer"
+        )
+    full = tuple(i for i, kind in enumerate(kinds) if kind == "full_attention")
+    return {"window": 0, "full_layers": ()} if len(full) == layers else {"window": window, "full_layers": full}
+
+
+def _write_windows(part: Config) -> dict[str, Any]:
+    window, full, layers = part["window"], part["full_layers"], part["layers"]
+    kinds = ["sliding_attention" if window and i not in full else "full_attention" for i in range(layers)]
+    # transformers 4 knows no `layer_types`, only windows that begin at some layer.
+    begin = {"max_window_layers": len(full)} if window else {}
+    return {"layer_types": kinds, "use_sliding_window": bool(window), "sliding_window": window or None, **begin}
+
+
+def _cohere_part(config: Config) -> Part:
+    require(config, "cohere", attention_bias=False, use_qk_norm=False)
+    return _rotary_part(COHERE, config, base=500000.0)
+
+
+def _cohere_config(part: Config) -> dict[str, Any]:
+    return _rotary_config(COHERE, part) | {"attention_bias": False, "use_qk_norm": False}
+
+
+def _t5_part(config: Config) -> Part:
+    """`scale_decoder_outputs` is transformers 5's name for what `tie_word_embeddings` meant before."""
     gated, _, activation = config.get("feed_forward_proj", "relu").rpartition("-")
     activation = "gelu_new" if (gated, activation) == ("gated", "gelu") else activation
     scaled = config.get("scale_decoder_outputs", config.get("tie_word_embeddings", True))
     layers = config.get("num_layers", 6)
     return {
-        "family": "t5",
         "vocab": config.get("vocab_size", 32128),
         "width": config.get("d_model", 512),
         "layers": layers,
@@ -128,17 +172,9 @@ def t5_part(config: Config) -> dict[str, Any]:
     }
 
 
-def t5_settled(part: Config, tensors: Tensors, prefix: str = "") -> dict[str, Any]:
-    """A T5 part whose head is tied unless the file has one of its own: the config's flag has meant several things."""
-    head, shared = tensors.get(f"{prefix}lm_head.weight"), tensors.get(f"{prefix}shared.weight")
-    return {**part, "tied": head is None or (shared is not None and np.array_equal(head, shared))}
-
-
-def t5_config(part: Config) -> dict[str, Any]:
-    """Hugging Face's T5Config of a T5 part."""
+def _t5_config(part: Config) -> dict[str, Any]:
     activation = "gelu" if part["gated"] and part["activation"] == "gelu_new" else part["activation"]
     return {
-        "model_type": "t5",
         "is_encoder_decoder": part["decoder_layers"] > 0,
         "vocab_size": part["vocab"],
         "d_model": part["width"],
@@ -158,26 +194,89 @@ def t5_config(part: Config) -> dict[str, Any]:
     }
 
 
-# model_type -> (config.json -> part, part -> config.json)
-LANGUAGE_MODELS: dict[str, tuple[Callable[[Config], dict[str, Any]], Callable[[Config], dict[str, Any]]]] = {
-    "opt": (opt_part, opt_config),
-    "llama": (llama_part, llama_config),
-    "t5": (t5_part, t5_config),
-}
+@dataclasses.dataclass(frozen=True)
+class LanguageModel:
+    """One `model_type` of Hugging Face.
+
+    Args:
+      family: of our part.
+      read: config.json -> the part's fields.
+      write: a part with every field -> config.json.
+      defaults: what the class assumes where config.json says nothing; other settings must be there.
+    """
+
+    family: str
+    read: Callable[[Config], Part]
+    write: Callable[[Config], dict[str, Any]]
+    defaults: Config = dataclasses.field(default_factory=dict)
 
 
-def language_part(config: Config) -> dict[str, Any]:
+_ROTARY_DEFAULTS = {"num_key_value_heads": None, "hidden_act": "silu", "attention_bias": False}
+_LLAMA_DEFAULTS = _ROTARY_DEFAULTS | {
+    "vocab_size": 32000, "hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32, "intermediate_size": 11008,
+    "max_position_embeddings": 2048, "rms_norm_eps": 1e-6, "tie_word_embeddings": False, "mlp_bias": False,
+}  # fmt: skip
+_QWEN_DEFAULTS = _LLAMA_DEFAULTS | {
+    "vocab_size": 151936, "intermediate_size": 22016, "num_key_value_heads": 32, "max_position_embeddings": 32768,
+    "use_sliding_window": False, "sliding_window": 4096, "max_window_layers": 28,
+}  # fmt: skip
+
+# Where several types can hold a part, the first is written.
+LANGUAGE_MODELS: dict[str, LanguageModel] = {
+    "opt": LanguageModel("opt", _opt_part, _opt_config, {
+        "vocab_size": 50272, "hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "ffn_dim": 3072,
+        "max_position_embeddings": 2048, "activation_function": "relu", "do_layer_norm_before": True,
+        "_remove_final_layer_norm": False, "enable_bias": True, "layer_norm_elementwise_affine": True,
+        "tie_word_embeddings": True,
+    }),
+    "llama": LanguageModel("llama", _llama_part, _llama_config, _LLAMA_DEFAULTS),
+    "mistral": LanguageModel("llama", _mistral_part, _mistral_config, _LLAMA_DEFAULTS | {
+        "intermediate_size": 14336, "num_key_value_heads": 8, "max_position_embeddings": 131072, "sliding_window": 4096,
+    }),
+    "qwen2": LanguageModel("llama", _qwen2_part, _qwen2_config, _QWEN_DEFAULTS),
+    "qwen3": LanguageModel("llama", _qwen3_part, _qwen3_config, _QWEN_DEFAULTS | {"head_dim": 128}),
+    "cohere": LanguageModel("palm", _cohere_part, _cohere_config, _ROTARY_DEFAULTS | {
+        "vocab_size": 256000, "hidden_size": 8192, "num_hidden_layers": 40, "num_attention_heads": 64,
+        "intermediate_size": 22528, "max_position_embeddings": 8192, "layer_norm_eps": 1e-5, "logit_scale": 0.0625,
+        "tie_word_embeddings": True, "use_qk_norm": False,
+    }),
+    "t5": LanguageModel("t5", _t5_part, _t5_config),
+}  # fmt: skip
+
+
+def language_part(config: Config) -> Part:
     """The `llm` part of a (nested) text config.
 
     Raises:
-      UserError: a model type that is not built.
+      UserError: a model type or a setting that is not built.
     """
     kind = config.get("model_type")
     if kind not in LANGUAGE_MODELS:
         raise UserError(f"config.json: language model {kind!r} is not supported; there are {', '.join(LANGUAGE_MODELS)}")
-    return LANGUAGE_MODELS[kind][0](config)
+    model = LANGUAGE_MODELS[kind]
+    return {"family": model.family, **model.read({**model.defaults, **config})}
 
 
-def language_config(part: Config) -> dict[str, Any]:
-    """The text config of an `llm` part."""
-    return LANGUAGE_MODELS[part["family"]][1](part)
+def language_config(part: Config, model_type: str | None = None) -> dict[str, Any]:
+    """The text config of an `llm` part.
+
+    Args:
+      part: with every field.
+      model_type: to write; None = the first that computes what the part computes.
+
+    Raises:
+      UserError: no model type, or not this one, has a place for everything that the part says.
+    """
+    reports = []
+    for kind in [model_type] if model_type else LANGUAGE_MODELS:
+        model = LANGUAGE_MODELS[kind]
+        if model.family != part["family"]:
+            continue
+        config = {"model_type": kind, **model.write(part)}
+        wanted, got = (dataclasses.asdict(part_config("llm", p)) for p in (part, language_part(config)))
+        # Whether the head is tied is for the weights to say, see `mmjax.interop.registry.Architecture.settled`.
+        lost = [f"{name}={value!r}" for name, value in wanted.items() if got[name] != value and name != "tied"]
+        if not lost:
+            return config
+        reports.append(f"{kind} has no place for {', '.join(lost)}")
+    raise UserError("; ".join(reports) or f"{model_type} is no {part['family']}")

@@ -160,14 +160,14 @@ def _merged(model: Model) -> Parameters:
     return merge_lora(dict(model.parameters), layer.lora_scale * model.parameters[adapters[0]].shape[-1])
 
 
-def hf_forward(model: Model, inputs: Mapping[str, Any]) -> dict[str, np.ndarray]:
+def hf_forward(model: Model, inputs: Mapping[str, Any]) -> dict[str, np.ndarray | tuple[np.ndarray, ...]]:
     """Computes what the model's Hugging Face class computes, from the same inputs.
 
     Args:
       model: of any supported class.
       inputs: as that class takes them: input_ids, attention_mask, decoder_input_ids, decoder_attention_mask, pixel_values
-        [b 3 height width], qformer_input_ids, qformer_attention_mask, use_image_text_matching_head. Placeholders stand in
-        front of BOS; rows may be padded on either side.
+        [b 3 height width], qformer_input_ids, qformer_attention_mask, use_image_text_matching_head, output_hidden_states.
+        Placeholders stand in front of BOS; rows may be padded on either side.
 
     Returns:
       That class's outputs under their names, as float32.
@@ -185,7 +185,7 @@ def hf_forward(model: Model, inputs: Mapping[str, Any]) -> dict[str, np.ndarray]
 
     compiled = model.cache.setdefault(("interop.hf_forward", tuple(sorted(flags.items()))), jax.jit(forward))
     outputs = compiled(model.parameters, arrays)
-    return {key: np.asarray(jax.device_get(value), np.float32) for key, value in outputs.items()}
+    return jax.tree.map(lambda value: np.asarray(value, np.float32), jax.device_get(outputs))
 
 
 def _check_inputs(arrays: Mapping[str, np.ndarray], config: Mapping[str, Any], parts: Mapping[str, Any]) -> None:

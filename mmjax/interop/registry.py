@@ -6,11 +6,13 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
+
 from mmjax.connectors import qformer
 from mmjax.encoders import vit
 from mmjax.interop import blip2, forward
-from mmjax.interop.language_models import language_config, language_part, t5_settled
-from mmjax.llms import llama, opt, t5
+from mmjax.interop.language_models import language_config, language_part
+from mmjax.llms import llama, opt, palm, t5
 from mmjax.systems.parts import part_config
 from mmjax.types import UserError
 from mmjax.types.config import suggest
@@ -22,6 +24,7 @@ Parts = dict[str, dict[str, Any]]
 LLM_TABLES: dict[str, Callable[[Any], Table]] = {
     "opt": opt.weight_table,
     "llama": llama.weight_table,
+    "palm": palm.weight_table,
     "t5": t5.weight_table,
 }
 
@@ -52,7 +55,6 @@ class Architecture:
       config: our parts -> config.json.
       table: our parts -> the weight table of the whole.
       forward: (bound system, inputs, config.json) -> outputs, under the class's own names.
-      settled: (parts, tensors of the files) -> parts, where a config.json does not say everything.
     """
 
     model_type: str
@@ -60,14 +62,33 @@ class Architecture:
     config: Callable[[Parts], dict[str, Any]]
     table: Callable[[Parts], Table]
     forward: Callable[[Any, Mapping[str, Any], Mapping[str, Any]], dict[str, Any]]
-    settled: Callable[[Parts, Tensors], Parts] = lambda parts, tensors: parts
+
+    def settled(self, parts: Parts, tensors: Tensors) -> Parts:
+        """The parts, with the language model's head tied or not as the files have it.
+
+        The config's flag is not enough: it has meant several things, and `transformers` itself goes by the files. A head that
+        they lack is the token embedding; one that differs from it is a head of its own.
+
+        Args:
+          parts: of the config.
+          tensors: of the files.
+        """
+        llm = parts.get("llm", {})
+        if "tied" not in llm:
+            return parts
+        table = self.table({**parts, "llm": {**llm, "tied": True}})
+        tables = [entry for entry in table if entry.ours == "llm.token_embedding.table"]
+        found = [next((key for key in entry.keys()[0] if key in tensors), None) for entry in tables]
+        embedding, head = found[0], next((key for key in found if key and key.endswith("lm_head.weight")), None)
+        tied = head is None or (llm["tied"] and embedding is not None and np.array_equal(tensors[embedding], tensors[head]))
+        return {**parts, "llm": {**llm, "tied": tied}}
 
 
 def _language_model(model_type: str, forward_pass: Callable = forward.causal_lm) -> Architecture:
     return Architecture(
         model_type,
         lambda config: {"llm": language_part({"model_type": model_type, **config})},
-        lambda parts: language_config(parts["llm"]),
+        lambda parts: language_config(parts["llm"], model_type),
         _language_table,
         forward_pass,
     )
@@ -76,9 +97,11 @@ def _language_model(model_type: str, forward_pass: Callable = forward.causal_lm)
 ARCHITECTURES: dict[str, Architecture] = {
     "OPTForCausalLM": _language_model("opt"),
     "LlamaForCausalLM": _language_model("llama"),
-    "T5ForConditionalGeneration": dataclasses.replace(
-        _language_model("t5", forward.seq2seq_lm), settled=lambda parts, tensors: {"llm": t5_settled(parts["llm"], tensors)}
-    ),
+    "MistralForCausalLM": _language_model("mistral"),
+    "Qwen2ForCausalLM": _language_model("qwen2"),
+    "Qwen3ForCausalLM": _language_model("qwen3"),
+    "CohereForCausalLM": _language_model("cohere"),
+    "T5ForConditionalGeneration": _language_model("t5", forward.seq2seq_lm),
     "Blip2ForConditionalGeneration": Architecture(
         "blip-2", blip2.blip2_parts, blip2.blip2_config,
         lambda parts: _blip2_table(parts, vocab=0, stage1=False), forward.blip2,
@@ -92,10 +115,6 @@ ARCHITECTURES: dict[str, Architecture] = {
         lambda parts: _blip2_table(parts, output_width=0), forward.retrieval,
     ),
 }  # fmt: skip
-
-
-# The class of a language model that stands alone, by family.
-LLM_CLASSES = {"opt": "OPTForCausalLM", "llama": "LlamaForCausalLM", "t5": "T5ForConditionalGeneration"}
 
 
 def recognise(config: Mapping[str, Any]) -> str:
@@ -122,7 +141,8 @@ def choose(parts: Mapping[str, Mapping[str, Any]]) -> str:
     """
     connector = parts.get("connectors.image")
     if connector is None:
-        return LLM_CLASSES[parts["llm"]["family"]]
+        model_type = language_config(parts["llm"])["model_type"]
+        return next(name for name, entry in ARCHITECTURES.items() if entry.model_type == model_type)
     if "llm" not in parts:
         return "Blip2ForImageTextRetrieval"
     return "InstructBlipForConditionalGeneration" if connector.get("vocab") else "Blip2ForConditionalGeneration"

@@ -20,6 +20,12 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 }
 
 
+def check_activation(name: str) -> None:
+    """Raises ValueError for an activation that does not exist, so that a config names it before anything is built."""
+    if name not in ACTIVATIONS:
+        raise ValueError(f"activation={name!r} is unknown; there are {', '.join(ACTIVATIONS)}")
+
+
 class MLP(nnx.Module):
     """down(activation(up(x)))."""
 

@@ -8,8 +8,9 @@ from jaxtyping import Array, Bool, Float
 
 from mmjax.layers.attention import KVCache, Mask, attend, write_slots
 from mmjax.layers.linear import Linear
+from mmjax.layers.norms import RMSNorm
 from mmjax.layers.parameters import normal
-from mmjax.layers.positions import rotate
+from mmjax.layers.positions import Angles, rotate
 
 LayerCache = tuple[Float[Array, "b s kv_heads head_dim"], Float[Array, "b s kv_heads head_dim"]]
 
@@ -23,6 +24,8 @@ class MultiHeadAttention(nnx.Module):
       kv_width: width of what is attended to, where it differs (cross-attention).
       bias: of all projections; `key_bias`, `output_bias` override it for one.
       scale: of the scores; None = head_dim^−½. Queries are drawn so that scores begin alike under any scale.
+      head_norm_eps: each head's queries and keys pass an RMS norm before they are rotated (Qwen3); None = they do not.
+      interleaved: which features rotary positions pair, see `rotate`.
     """
 
     def __init__(
@@ -37,14 +40,21 @@ class MultiHeadAttention(nnx.Module):
         key_bias: bool | None = None,
         output_bias: bool | None = None,
         scale: float | None = None,
+        head_norm_eps: float | None = None,
+        interleaved: bool = False,
     ):
         kv_heads, head_dim, kv_width = kv_heads or heads, head_dim or width // heads, kv_width or width
+        # A single head of keys serves all queries: every device of a tensor group needs it whole.
+        kv_axes = ("embed", "kv_heads" if kv_heads > 1 else "head_dim")
         query_init = None if scale is None else normal((width * head_dim) ** -0.5 / scale)
         self.query = Linear(width, heads * head_dim, ("embed", "heads"), bias=bias, init=query_init)
-        self.key = Linear(kv_width, kv_heads * head_dim, ("embed", "kv_heads"), bias=bias if key_bias is None else key_bias)
-        self.value = Linear(kv_width, kv_heads * head_dim, ("embed", "kv_heads"), bias=bias)
+        self.key = Linear(kv_width, kv_heads * head_dim, kv_axes, bias=bias if key_bias is None else key_bias)
+        self.value = Linear(kv_width, kv_heads * head_dim, kv_axes, bias=bias)
         self.output = Linear(heads * head_dim, width, ("heads", "embed"), bias=bias if output_bias is None else output_bias)
-        self.head_dim, self.scale = head_dim, scale
+        self.query_norm = None if head_norm_eps is None else RMSNorm(head_dim, head_norm_eps)
+        self.key_norm = None if head_norm_eps is None else RMSNorm(head_dim, head_norm_eps)
+        self.kv_heads, self.head_dim, self.scale = kv_heads, head_dim, scale
+        self.interleaved = interleaved
 
     def split(self, x: Float[Array, "b t projected"]) -> Float[Array, "b t heads head_dim"]:
         """Splits projected features into heads."""
@@ -52,11 +62,13 @@ class MultiHeadAttention(nnx.Module):
 
     def keys_values(self, x: Float[Array, "b s kv_width"]) -> LayerCache:
         """Projects what is attended to, once for however many queries."""
-        return self.split(self.key(x)), self.split(self.value(x))
+        key = self.split(self.key(x))
+        return key if self.key_norm is None else self.key_norm(key), self.split(self.value(x))
 
     def queries(self, x: Float[Array, "b t width"]) -> Float[Array, "b t heads head_dim"]:
         """Projects the queries."""
-        return self.split(self.query(x))
+        query = self.split(self.query(x))
+        return query if self.query_norm is None else self.query_norm(query)
 
     def merge(self, x: Float[Array, "b t heads head_dim"]) -> Float[Array, "b t width"]:
         """Joins the heads and projects them out."""
@@ -67,7 +79,7 @@ class MultiHeadAttention(nnx.Module):
         x: Float[Array, "b t width"],
         mask: Mask | Bool[Array, "b 1 t s"] | None = None,
         *,
-        angles: tuple[Array, Array] | None = None,
+        angles: Angles | None = None,
         position_bias: Float[Array, "rows heads t s"] | None = None,
         cache: LayerCache | None = None,
         dropout: float = 0.0,
@@ -86,7 +98,7 @@ class MultiHeadAttention(nnx.Module):
         """
         query, (key, value) = self.queries(x), self.keys_values(x)
         if angles is not None:
-            query, key = rotate(query, angles), rotate(key, angles)
+            query, key = (rotate(x, angles, interleaved=self.interleaved) for x in (query, key))
         if cache is not None:
             assert isinstance(mask, Mask), "a cache needs the structured mask, whose offset is the slot to write"
             key, value = (write_slots(old, new, mask.offset) for old, new in zip(cache, (key, value), strict=True))

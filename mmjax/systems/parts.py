@@ -14,6 +14,7 @@ from mmjax.layers.lora import add_lora
 from mmjax.layers.parameters import Definition, define
 from mmjax.llms.llama import Llama, LlamaConfig
 from mmjax.llms.opt import OPT, OPTConfig
+from mmjax.llms.palm import PaLM, PaLMConfig
 from mmjax.llms.t5 import T5, T5Config
 from mmjax.systems.multimodal import MultimodalLM
 from mmjax.types import UserError
@@ -24,7 +25,7 @@ Family = tuple[type, Callable[[Any], nnx.Module]]
 FAMILIES: dict[str, dict[str, Family]] = {
     "encoders.image": {"vit": (ViTConfig, ViT)},
     "connectors.image": {"qformer": (QFormerConfig, QFormer)},
-    "llm": {"opt": (OPTConfig, OPT), "llama": (LlamaConfig, Llama), "t5": (T5Config, T5)},
+    "llm": {"opt": (OPTConfig, OPT), "llama": (LlamaConfig, Llama), "palm": (PaLMConfig, PaLM), "t5": (T5Config, T5)},
 }
 # Fields of a part that say where it comes from, not what it is.
 PROVENANCE = ("family", "source", "builder")

@@ -177,14 +177,16 @@ def edited(models, tmp_path, name, **changes):
     ("name", "changes", "message"),
     [
         ("opt", {"architectures": ["OPTForCausalLn"]}, "did you mean 'OPTForCausalLM'"),
-        ("opt", {"hidden_size": None}, "lacks 'hidden_size'"),
-        ("opt", {"do_layer_norm_before": False}, "do_layer_norm_before=False; only True"),
+        ("blip2", {"qformer_config": None}, "lacks 'qformer_config'"),
+        ("opt", {"activation_function": "snake"}, "activation='snake' is unknown; there are gelu"),
+        ("opt", {"do_layer_norm_before": False}, r"2 unexpected: model.decoder.final_layer_norm"),
         ("opt", {"ffn_dim": 48}, r"8 of another shape: .*fc1.weight \[2\]|expected \(48, 20\), got \(40, 20\)"),
         ("opt", {"num_hidden_layers": 3}, r"16 missing: .*layers.2.fc1.weight"),
         ("opt", {"num_hidden_layers": 1}, r"16 unexpected: "),
-        ("llama", {"rope_parameters": {"rope_type": "llama3"}}, "rotary type 'llama3'"),
-        ("llama", {"tie_word_embeddings": True}, "1 different from the tensor that it should repeat: lm_head.weight"),
-        ("llama_tied", {"tie_word_embeddings": False}, "1 missing: lm_head.weight"),
+        ("llama", {"rope_parameters": {"rope_type": "llama3"}}, "rotary type 'llama3' without its factor"),
+        ("llama", {"rope_parameters": {"rope_type": "proportional"}}, "rotary type 'proportional'; there are default, linear"),
+        ("llama", {"rope_parameters": {"partial_rotary_factor": 0.5}}, "partial_rotary_factor=0.5"),
+        ("llama", {"head_dim": 9}, "head_dim=9 is odd"),
     ],
 )
 def test_what_does_not_fit_is_told_in_one_line(models, tmp_path, name, changes, message):

@@ -63,11 +63,16 @@ def _model(name: str) -> transformers.PreTrainedModel:
 MODELS = ("opt", "llama", "llama_tied", "blip2", "instructblip_opt", "instructblip_llama", "retrieval")
 
 
-@torch.no_grad()
 def make(name: str, directory: Path, **how: bool) -> transformers.PreTrainedModel:
     """Draws a model and saves it; `how` goes to save_pretrained."""
+    return draw(_model(name), directory, **how)
+
+
+@torch.no_grad()
+def draw(model: transformers.PreTrainedModel, directory: Path, **how: bool) -> transformers.PreTrainedModel:
+    """Draws the parameters of a model and saves it; `how` goes to save_pretrained."""
     torch.manual_seed(0)
-    model = _model(name).eval()
+    model = model.eval()
     for key, parameter in model.named_parameters():
         is_norm = parameter.ndim == 1 and key.endswith("weight")
         parameter.copy_(torch.randn_like(parameter) * 0.25 + float(is_norm))

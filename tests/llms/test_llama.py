@@ -1,4 +1,4 @@
-"""LLaMA: cache, packing, vocabulary and depth. Parity with transformers is in tests/interop."""
+"""LLaMA and its kin: cache, packing, vocabulary, depth and sizes. Parity with transformers is in tests/interop."""
 
 from __future__ import annotations
 
@@ -16,13 +16,23 @@ def make_config(layers=2, **fields):
     return LlamaConfig(vocab=checks.VOCAB, width=16, layers=layers, heads=4, ffn=32, **sizes)
 
 
-@pytest.mark.parametrize("fields", [{}, {"kv_heads": 1, "tied": True}])
-def test_cache_equals_whole(fields):
-    checks.cache_equals_whole(Llama, make_config(**fields))
+VARIANTS = {
+    "llama": {},
+    "tied": {"kv_heads": 1, "tied": True},
+    "mistral": {"window": 3},
+    "qwen2": {"attention_bias": True, "kv_heads": 4, "window": 2, "full_layers": (0,)},
+    "qwen3": {"head_norm": True},
+}
 
 
-def test_packing_changes_nothing():
-    checks.packing_changes_nothing(Llama, make_config())
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_cache_equals_whole(variant):
+    checks.cache_equals_whole(Llama, make_config(**VARIANTS[variant]))
+
+
+@pytest.mark.parametrize("variant", ["llama", "qwen2"])
+def test_packing_changes_nothing(variant):
+    checks.packing_changes_nothing(Llama, make_config(**VARIANTS[variant]))
 
 
 @pytest.mark.parametrize("tied", [False, True])
@@ -34,8 +44,44 @@ def test_depth_adds_no_leaf_and_no_equation():
     checks.depth_adds_no_leaf_and_no_equation(Llama, make_config)
 
 
-def test_smollm2_has_135_million_parameters():
-    specs = define(Llama(LlamaConfig.smollm2_135m())).specs
-    assert sum(math.prod(spec.shape) for spec in specs.values()) == 134_515_008
-    with pytest.raises(ValueError, match="heads=4 is not a multiple of kv_heads=3"):
-        make_config(kv_heads=3)
+def test_depth_hardly_lengthens_the_program():
+    checks.depth_hardly_lengthens_the_program(Llama, lambda layers: make_config(layers, window=3))
+
+
+# Parameters of the released files, as their model cards or indices count them.
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [
+        ("llama_7b", 6_738_415_616),
+        ("vicuna_13b", 13_015_864_320),
+        ("llama2_70b", 68_976_648_192),
+        ("llama3_1_8b", 8_030_261_248),
+        ("llama3_2_1b", 1_235_814_400),
+        ("mistral_7b_v0_1", 7_241_732_096),
+        ("mistral_7b_v0_3", 7_248_023_552),
+        ("qwen2_0_5b", 494_032_768),
+        ("qwen2_7b", 7_615_616_512),
+        ("qwen2_5_32b", 32_763_876_352),
+        ("qwen3_0_6b", 596_049_920),
+        ("qwen3_8b", 8_190_735_360),
+        ("smollm2_135m", 134_515_008),
+        ("smollm2_1_7b", 1_711_376_384),
+    ],
+)
+def test_released_sizes(name, parameters):
+    specs = define(Llama(getattr(LlamaConfig, name)())).specs
+    assert sum(math.prod(spec.shape) for spec in specs.values()) == parameters
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"kv_heads": 3}, "heads=4 is not a multiple of kv_heads=3"),
+        ({"head_dim": 9}, "head_dim=9 is odd"),
+        ({"full_layers": (2,)}, "full_layers names layer 2; there are layers 0 to 1"),
+        ({"activation": "snake"}, "activation='snake' is unknown"),
+    ],
+)
+def test_sizes_that_do_not_go_together_are_refused(fields, message):
+    with pytest.raises(ValueError, match=message):
+        make_config(**fields)
