@@ -5,6 +5,7 @@
 #   launch/local.sh evaluate [--config=…] [--workdir=DIR]           the same defaults
 #   launch/local.sh generate --image=F --prompt=… [--model=DIR]     default: the last run
 #   launch/local.sh chat [--model=DIR] [--port=N]                   default: the last run
+#   launch/local.sh serve [--model=DIR] [--template=T] …            an OpenAI-style endpoint; default: the last run
 #   launch/local.sh convert | prepare …                             see python -m launch.VERB --help
 #   launch/local.sh test [pytest arguments]
 #   launch/local.sh install                                         only makes .venv, with what the tests need
@@ -89,7 +90,7 @@ last_run() {
   cat runs/.last 2>/dev/null || fail "there is no run yet: launch/local.sh train makes one, or name a directory with --model=DIR"
 }
 
-[ $# -gt 0 ] || fail "name a verb: train, evaluate, generate, chat, convert, prepare, test or install (see the top of launch/local.sh)"
+[ $# -gt 0 ] || fail "name a verb: train, evaluate, generate, chat, serve, convert, prepare, test or install (see the top of launch/local.sh)"
 verb=$1
 shift
 case $verb in
@@ -104,7 +105,7 @@ case $verb in
       set -- "$@" --workdir="$workdir"
     fi
     ;;
-  generate | chat)
+  generate | chat | serve)
     if ! flag model "$@" >/dev/null; then
       model=$(last_run)
       set -- --model="$model" "$@"
@@ -116,7 +117,7 @@ case $verb in
     [ "$verb" = test ] || exit 0
     exec .venv/bin/python -m pytest -n 2 "$@"
     ;;
-  *) fail "no verb $verb; there is train, evaluate, generate, chat, convert, prepare, test and install" ;;
+  *) fail "no verb $verb; there is train, evaluate, generate, chat, serve, convert, prepare, test and install" ;;
 esac
 install requirements.txt
 if [ "$verb" = train ]; then

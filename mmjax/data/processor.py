@@ -175,7 +175,7 @@ class Processor:
         return resize_image(decode_image(medium.data, name=name), self.image_size)
 
     def prompts(
-        self, examples: Sequence[Example | str], template_name: str | None = None, *, seed: int = 0, rows: int = 0
+        self, examples: Sequence[Example | str], template_name: str | None = None, *, seed: int = 0, rows: int = 0, length: int = 0
     ) -> Batch:
         """Builds the batch of prompts for decoding: one row each, padded on the left.
 
@@ -183,6 +183,7 @@ class Processor:
           examples: what to ask; plain strings are prompts without media.
           template_name, seed: see `question`.
           rows: rows of the batch, the rest left empty; 0 = one per example.
+          length: positions that a text row has at least.
 
         Returns:
           NumPy arrays; text rows of a bucketed length, segments 1 (0 = padding), positions from 0, no loss.
@@ -193,14 +194,14 @@ class Processor:
         items = []
         for example in (ask(example) if isinstance(example, str) else example for example in examples):
             segment = self.tokenise(self.question(example, template_name, seed=seed))
-            if len(segment.query) > self.query_length:
+            if segment.media and len(segment.query) > self.query_length:
                 raise UserError(
                     f"example {example.id!r}: the connector reads at most {self.query_length} tokens (query_length), "
                     f"the prompt has {len(segment.query)}"
                 )
             images = {i: self.image(example.media[i], f"example {example.id!r}, medium {i}") for i in media_of([segment])}
             items.append(Item(example.id, (segment,), images))
-        length = max((len(item.segments[0].tokens) for item in items), default=1)
+        length = max(length, 1, *(len(item.segments[0].tokens) for item in items))
         slots = max((len(item.segments[0].media) for item in items), default=0)
         asks = any(item.segments[0].query for item in items)
         shape = BatchShape(

@@ -161,6 +161,13 @@ def cut(text: str, stop_strings: Sequence[str]) -> str:
     return text[: min((text.find(stop) for stop in stop_strings if stop in text), default=len(text))]
 
 
+def settled(text: str, stop_strings: Sequence[str]) -> str:
+    """What of an unfinished text no later token can change: its end may still belong to a character or to a stop string."""
+    held = max((len(stop) - 1 for stop in stop_strings), default=0)
+    sure = text.lstrip().rstrip("\ufffd")
+    return sure[: max(len(sure) - held, 0)].rstrip()
+
+
 def _texts(model: Model, answers: Answers) -> list[str]:
     rows = [tokens[:length] for tokens, length in zip(answers.tokens, answers.lengths, strict=True)]
     return model.processor.llm.batch_decode(rows, skip_special_tokens=True)
@@ -179,17 +186,14 @@ def _stream(
         return np.array([cut(text, stop_strings) != text for text in _texts(model, answers)])
 
     def pieces() -> Iterator[str]:
-        # The end of an unfinished text is held back while it may belong to a character or to a stop string.
-        held = max((len(stop) - 1 for stop in stop_strings), default=0)
         sent = whole = ""
         for answers in searcher_of(model).pieces(model.parameters, batch, options, piece=PIECE, stop=stopped):
-            whole = cut(_texts(model, answers)[0], stop_strings).lstrip()
-            sure = whole.rstrip("\ufffd").rstrip()
-            sure = sure[: len(sure) - held] if held else sure
+            whole = cut(_texts(model, answers)[0], stop_strings)
+            sure = settled(whole, stop_strings)
             if len(sure) > len(sent):
                 yield sure[len(sent) :]
                 sent = sure
-        if rest := whole.rstrip()[len(sent) :]:
+        if rest := whole.strip()[len(sent) :]:
             yield rest
 
     return pieces()
