@@ -161,6 +161,7 @@ def _parts(image_size: int, patch_size: int, llm: str) -> dict[str, dict[str, An
             "family": "qformer", "width": WIDTH, "layers": 3, "heads": 3, "ffn": 2 * WIDTH, "queries": QUERIES,
             "encoder_width": WIDTH, "output_width": llms[llm]["width"], "frequency": 1, "vocab": VOCAB,
             "max_positions": 64, "dropout": 0.0, "stage1": True, "projection": 64,
+            "soft_token_scale": 0.14 if llm == "smollm2" else 1.0,
         }},
         "llm": llms[llm],
     }  # fmt: skip

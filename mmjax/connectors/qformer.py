@@ -41,6 +41,8 @@ class QFormerConfig:
       vocab, max_positions: of the text branch; vocab 0 = no text branch.
       stage1: whether the heads of the contrastive, matching and captioning losses exist.
       projection: width of the contrastive space.
+      soft_token_scale: standard deviation of the soft tokens before training. A frozen language model reads them best when they
+        are as small as its word embeddings (0.14 in SmolLM2-135M).
     """
 
     width: int = 768
@@ -58,6 +60,7 @@ class QFormerConfig:
     dropout: float = 0.1
     stage1: bool = False
     projection: int = 256
+    soft_token_scale: float = 1.0
 
     def __post_init__(self):
         if self.layers % self.frequency:
@@ -133,7 +136,8 @@ class QFormer(nnx.Module):
         self.word_embedding = Embedding(config.vocab, config.width) if config.vocab else None
         self.position_embedding = Embedding(config.max_positions, config.width, (None, "embed")) if config.vocab else None
         self.layers = stacked(Superblock(config), config.layers // config.frequency)
-        self.projection = Linear(config.width, config.output_width) if config.output_width else None
+        scale = normal(config.soft_token_scale * config.width**-0.5)  # what is projected has passed a LayerNorm
+        self.projection = Linear(config.width, config.output_width, init=scale) if config.output_width else None
         self.heads = Stage1Heads(config) if config.stage1 else None
 
     @property
