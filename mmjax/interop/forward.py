@@ -12,6 +12,7 @@ from mmjax.layers import stack
 from mmjax.llms.opt import OPT
 from mmjax.objectives.contrastive import normalise
 from mmjax.systems.multimodal import place
+from mmjax.types import UserError
 
 Inputs = Mapping[str, Any]
 Outputs = dict[str, Array | tuple[Array, ...]]
@@ -110,6 +111,9 @@ def _positions(llm: Any, inputs: Inputs) -> Int[Array, "b t"]:
     if inputs.get("position_ids") is not None:
         return jnp.broadcast_to(inputs["position_ids"], inputs["input_ids"].shape)
     if isinstance(llm, OPT):
+        length, most = inputs["input_ids"].shape[1], llm.config.max_positions
+        if length > most:
+            raise UserError(f"input_ids: expected {most} tokens at most, the positions of this OPT, got {length}")
         return jnp.maximum(jnp.cumsum(_mask(inputs), axis=1) - 1, 0)
     return _slots(inputs["input_ids"])
 

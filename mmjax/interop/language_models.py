@@ -279,4 +279,4 @@ def language_config(part: Config, model_type: str | None = None) -> dict[str, An
         if not lost:
             return config
         reports.append(f"{kind} has no place for {', '.join(lost)}")
-    raise UserError("; ".join(reports) or f"{model_type} is no {part['family']}")
+    raise UserError("; ".join(reports) or f"{model_type} holds no language model of the family {part['family']!r}")

@@ -55,7 +55,7 @@ def build(parts: Mapping[str, Mapping[str, Any]]) -> MultimodalLM:
     """The abstract system of these parts."""
     configs = {name: part_config(name, part) for name, part in parts.items()}
     modules = {name: FAMILIES[name][parts[name]["family"]][1](config) for name, config in configs.items()}
-    _check_widths(configs)
+    _check_widths(configs, modules.get("llm"))
 
     def of(kind: str) -> dict[str, nnx.Module]:
         return {name.removeprefix(kind): module for name, module in modules.items() if name.startswith(kind)}
@@ -72,9 +72,9 @@ def build_definition(
     return define(system)
 
 
-def _check_widths(configs: Mapping[str, Any]) -> None:
+def _check_widths(configs: Mapping[str, Any], llm: Any) -> None:
     """Neighbouring parts must agree on the width of what they exchange."""
-    encoder, connector, llm = (configs.get(name) for name in ("encoders.image", "connectors.image", "llm"))
+    encoder, connector = (configs.get(name) for name in ("encoders.image", "connectors.image"))
     if (encoder is None) != (connector is None):
         raise UserError("config.parts must name encoders.image and connectors.image together, or neither")
     if isinstance(connector, QFormerConfig):

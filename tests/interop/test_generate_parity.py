@@ -13,7 +13,8 @@ from mmjax.types import Batch, Text
 from tests.interop import language_models
 
 PROMPTS, LENGTH, NEW = 20, 8, 8
-ENDS = (2, 17, 33, 41)  # several, so that answers differ in length
+PAD = 1  # transformers takes a pad of 0 for none
+ENDS = tuple(range(2, language_models.VOCAB, 6))  # so many that answers differ in length
 GAP = 1e-4  # where the reference itself nearly ties, rounding decides
 
 
@@ -29,7 +30,7 @@ def theirs(reference, tokens: np.ndarray, mask: np.ndarray, beams: int):
     """New tokens, their score, and how close the runner-up came, row by row."""
     output = reference.generate(
         torch.tensor(tokens), attention_mask=torch.tensor(mask), max_new_tokens=NEW, num_beams=beams, do_sample=False,
-        num_return_sequences=beams, eos_token_id=list(ENDS), pad_token_id=0, return_dict_in_generate=True, output_scores=True,
+        num_return_sequences=beams, eos_token_id=list(ENDS), pad_token_id=PAD, return_dict_in_generate=True, output_scores=True,
     )  # fmt: skip
     answers = output.sequences[:, LENGTH:].numpy()
     if beams > 1:
@@ -61,7 +62,7 @@ def test_tokens_and_scores_are_those_of_transformers(name, beams, tmp_path):
     text = Text(
         tokens.astype(np.int32), np.zeros_like(mask), np.zeros(mask.shape, np.float32), np.maximum(mask.cumsum(1) - 1, 0), mask
     )
-    options = DecodingOptions(max_new_tokens=NEW, num_beams=beams, eos_token_id=ENDS, pad_token_id=0)
+    options = DecodingOptions(max_new_tokens=NEW, num_beams=beams, eos_token_id=ENDS, pad_token_id=PAD)
     got = searcher_of(model).run(model.parameters, Batch(text=text), options)
     np.testing.assert_array_equal(got.tokens[:, : answers.shape[1]], answers)
     totals = got.logprobs.sum(1) / (got.lengths if beams > 1 else 1)

@@ -153,6 +153,12 @@ def test_buffers_and_prefixes_of_old_files(tmp_path):
     np.testing.assert_allclose(hf_forward(model, arrays)["logits"][read], expected[read], **TOLERANCE)
 
 
+def test_more_tokens_than_learned_positions_are_refused(tmp_path):
+    language_models.make("opt", tmp_path)
+    with pytest.raises(UserError, match="input_ids: expected 32 tokens at most, the positions of this OPT, got 33"):
+        hf_forward(mmjax.from_pretrained(tmp_path), {"input_ids": np.full((1, 33), 5)})
+
+
 @pytest.mark.parametrize("model_type", LANGUAGE_MODELS)
 def test_what_a_config_leaves_out_is_what_its_class_assumes(model_type, caplog):
     with caplog.at_level(logging.WARNING):
@@ -195,5 +201,5 @@ def test_a_part_is_written_as_a_class_that_computes_it():
         config(head_norm=True, mlp_bias=True)
     with pytest.raises(UserError, match="llama has no place for window=3"):
         config("llama", window=3)
-    with pytest.raises(UserError, match="opt is no llama"):
+    with pytest.raises(UserError, match="opt holds no language model of the family 'llama'"):
         config("opt")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -51,7 +52,7 @@ def test_logits_begin_near_one():
     assert config.logit_scale == 0.25
     definition = define(PaLM(config))
     parameters = definition.initialise(jax.random.key(0))
-    hidden = np.random.default_rng(0).normal(size=(64, 16)).astype(np.float32)
+    hidden = jnp.asarray(np.random.default_rng(0).normal(size=(64, 16)), jnp.float32)
     assert 0.5 < np.asarray(definition.bind(parameters).logits(hidden))[:, : checks.VOCAB].std() < 2
 
 

@@ -106,6 +106,7 @@ def test_a_language_model_or_a_connector_may_stand_alone():
         (changed("llm", heads=3), "width=20 is not a multiple of heads=3"),
         (changed("connectors.image", encoder_width=13), "encoder_width=13 must be the encoder's width, 12"),
         (changed("connectors.image", output_width=13), "output_width=13 must be the llm's width, 20"),
+        (changed("llm", embedding_width=12), "output_width=20 must be the llm's width, 12"),
         ({name: part for name, part in PARTS.items() if name != "encoders.image"}, "together, or neither"),
     ],
 )
