@@ -23,6 +23,7 @@ class BatchShape:
 
     rows: int
     length: int
+    source_length: int = 0
     media: int
     queries: int
     query_length: int
@@ -34,7 +35,7 @@ class BatchShape:
     @classmethod
     def of(cls, config: DataConfig, processor: Processor) -> BatchShape:
         """The shape of a stage's batches."""
-        names = ("rows", "length", "media", "queries", "query_length", "soft_tokens", "image_size")
+        names = ("rows", "length", "source_length", "media", "queries", "query_length", "soft_tokens", "image_size")
         sizes = {name: getattr(config, name) for name in names}
         return cls(**sizes, pad_id=processor.pad_id, query_pad_id=processor.query_pad_id)
 
@@ -60,16 +61,25 @@ def media_of(segments: Iterable[TokenisedSegment]) -> list[int]:
     return sorted({index for segment in segments for index in segment.media})
 
 
-def item_size(segments: Sequence[TokenisedSegment], shape: BatchShape) -> tuple[int, int, int]:
-    """What an example takes of a row: (text positions, media slots, query slots)."""
-    length = sum(len(segment.tokens) for segment in segments) if shape.length else 0
-    media = len(media_of(segments)) if shape.media else 0
-    return length, media, sum(len(segment.media) for segment in segments) if shape.queries else 0
+def kinds(shape: BatchShape) -> tuple[str, ...]:
+    """The kinds of room in a row, by their names in BatchShape; where there is a source, its positions are the scarcer."""
+    return (*(("source_length",) if shape.source_length else ()), "length", "media", "queries")
 
 
-def capacity(shape: BatchShape) -> tuple[int, int, int]:
-    """What a row holds, in the order of `item_size`."""
-    return shape.length, shape.media, shape.queries
+def item_size(segments: Sequence[TokenisedSegment], shape: BatchShape) -> tuple[int, ...]:
+    """What an example takes of a row of each of its `kinds`: positions of source and text, media slots, query slots."""
+    sizes = {
+        "source_length": sum(len(segment.source) for segment in segments),
+        "length": sum(len(segment.tokens) for segment in segments),
+        "media": len(media_of(segments)),
+        "queries": sum(len(segment.media) for segment in segments),
+    }
+    return tuple(sizes[kind] if getattr(shape, kind) else 0 for kind in kinds(shape))
+
+
+def capacity(shape: BatchShape) -> tuple[int, ...]:
+    """What a row holds of each of its `kinds`."""
+    return tuple(getattr(shape, kind) for kind in kinds(shape))
 
 
 def assemble(
@@ -84,7 +94,7 @@ def assemble(
       rows: the items of each row.
       shape: static sizes. Sizes of 0 leave the field out of the batch.
       prior: row of the answer-prior table by prompt text.
-      left: pad on the left, for decoding; a row then holds one item with one segment.
+      left: pad the text on the left, for decoding; a row then holds one item with one segment.
 
     Returns:
       The batch, as NumPy arrays.
@@ -92,22 +102,16 @@ def assemble(
     Raises:
       UserError: an item does not fit its row, or its placeholders differ in number from its soft tokens.
     """
-    b, t, n, m, u = shape.rows, shape.length, shape.media, shape.queries, shape.query_length
-    text = Text(
-        tokens=np.full((b, t), shape.pad_id, np.int32),
-        targets=np.full((b, t), shape.pad_id, np.int32),
-        loss_weights=np.zeros((b, t), np.float32),
-        positions=np.zeros((b, t), np.int32),
-        segments=np.zeros((b, t), np.int32),
-    )
-    feature_index = np.full((b, t), -1, np.int32)
+    b, t, s, n, m, u = shape.rows, shape.length, shape.source_length, shape.media, shape.queries, shape.query_length
+    text, source = _empty(b, t, shape.pad_id), _empty(b, s, shape.pad_id)
+    feature_index = np.full((b, s or t), -1, np.int32)
     prior_index = np.zeros((b, t), np.int32)
     media = Media(np.zeros((b, n, shape.image_size, shape.image_size, 3), np.uint8), np.zeros((b, n), bool))
     queries = Queries(np.full((b, m, u), shape.query_pad_id, np.int32), np.zeros((b, m, u), bool), np.zeros((b, m), np.int32))
 
     for row, items in enumerate(rows):
         _check_room(items, shape)
-        start = t - len(items[0].segments[0].tokens) if left else 0
+        start, source_start = t - len(items[0].segments[0].tokens) if left else 0, 0
         medium, query, number = 0, 0, 0
         for item in items:
             slot_of = {index: medium + number for number, index in enumerate(item.images)} if n else {}
@@ -130,37 +134,61 @@ def assemble(
                 if t:
                     end = start + len(segment.tokens)
                     number += 1
-                    text.tokens[row, start:end] = segment.tokens
+                    _write(text, row, start, segment.tokens, number)
                     text.targets[row, start : end - 1] = segment.tokens[1:]
                     if whole:
                         text.loss_weights[row, start : end - 1] = segment.weights[1:]
-                    text.positions[row, start:end] = np.arange(len(segment.tokens))
-                    text.segments[row, start:end] = number
-                    feature_index[row, start:end] = _feature_rows(segment, rows_of_features, shape.soft_tokens, item.id)
+                    if s:
+                        _write(source, row, source_start, segment.source, number)
+                    features = _feature_rows(segment, rows_of_features, shape.soft_tokens, item.id)
+                    begin = source_start if s else start
+                    feature_index[row, begin : begin + len(features)] = features
                     if prior and segment.answer > 0:
                         prior_index[row, start + segment.answer - 1] = prior.get(segment.prompt, 0)
-                    start = end
+                    start, source_start = end, source_start + len(segment.source)
             medium += len(slot_of)
     return Batch(
         text=text if t else None,
         media={"image": media} if n else {},
         queries={"image": queries} if m else {},
         feature_index=feature_index if t and n else None,
+        source=source if t and s else None,
         prior_index=prior_index if t and prior else None,
     )
 
 
+def _empty(rows: int, length: int, pad_id: int) -> Text:
+    """Rows that hold nothing yet."""
+    shape = (rows, length)
+    return Text(
+        tokens=np.full(shape, pad_id, np.int32),
+        targets=np.full(shape, pad_id, np.int32),
+        loss_weights=np.zeros(shape, np.float32),
+        positions=np.zeros(shape, np.int32),
+        segments=np.zeros(shape, np.int32),
+    )
+
+
+def _write(text: Text, row: int, start: int, tokens: np.ndarray, segment: int) -> None:
+    """Writes a segment's tokens into a row."""
+    end = start + len(tokens)
+    text.tokens[row, start:end] = tokens
+    text.positions[row, start:end] = np.arange(len(tokens))
+    text.segments[row, start:end] = segment
+
+
 def _check_room(items: Sequence[Item], shape: BatchShape) -> None:
     """Raises when the items of a row need more than it holds."""
-    used = tuple(np.sum([item_size(item.segments, shape) for item in items], axis=0).tolist()) if items else (0, 0, 0)
-    if any(size > room for size, room in zip(used, capacity(shape), strict=True)):
+    used = tuple(map(sum, zip(*(item_size(item.segments, shape) for item in items), strict=True)))
+    if any(size > room for size, room in zip(used, capacity(shape), strict=False)):
         raise UserError(
-            f"row of {[item.id for item in items]} needs (length, media, queries) = {used}, there is room for {capacity(shape)}"
+            f"row of {[item.id for item in items]} needs ({', '.join(kinds(shape))}) = {used}, there is room for "
+            f"{capacity(shape)}"
         )
 
 
 def _feature_rows(segment: TokenisedSegment, rows: Sequence[int], soft_tokens: int, name: str) -> np.ndarray:
-    """The row of the connector's outputs that stands at each position of a segment, −1 = text."""
+    """The row of the connector's outputs that stands at each position of a segment's source or text, −1 = a token."""
     if segment.placeholders != len(rows) * soft_tokens:
         raise UserError(
             f"example {name!r}: {segment.placeholders} placeholders in the text, but {len(rows)} media x {soft_tokens} soft "

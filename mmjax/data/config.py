@@ -40,6 +40,7 @@ class DataConfig:
       mixture: the sources, by name.
       rows: rows of the global batch, b.
       length: text positions of a row, t; 0 for objectives without a text row (BLIP-2 stage 1).
+      source_length: source positions of a row, s; 0 unless the language model is an encoder–decoder, which reads prompts there.
       media: media slots of a row, n; 0 for text only.
       queries: query slots of a row, m; 0 when the connector reads no text.
       query_length: positions of a query, u.
@@ -55,6 +56,7 @@ class DataConfig:
     mixture: dict[str, SourceConfig]
     rows: int
     length: int
+    source_length: int = 0
     media: int = 1
     queries: int = 0
     query_length: int = 0
@@ -72,7 +74,7 @@ class DataConfig:
         for name in ("rows", "window", "prefetch", "image_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be 1 or more, got {getattr(self, name)}")
-        for name in ("length", "media", "queries", "query_length", "soft_tokens", "workers"):
+        for name in ("length", "source_length", "media", "queries", "query_length", "soft_tokens", "workers"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must be 0 or more, got {getattr(self, name)}")
         if bool(self.queries) != bool(self.query_length):

@@ -10,6 +10,7 @@ import functools
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -31,9 +32,11 @@ class TokenisedSegment:
     """A segment as ids. Arrays are read-only: segments that repeat share them.
 
     Args:
-      tokens: ids, the pad id where a soft token stands.
+      tokens: ids of the text, the pad id where a soft token stands.
       weights: loss weight of each token as a target.
-      features: number of the soft token that stands at a position, counted through the segment's media, −1 = text.
+      source: ids that the encoder of an encoder–decoder reads, empty for other language models.
+      features: number of the soft token that stands at a position of the source, or else of the text, counted through the
+        segment's media; −1 = a token.
       placeholders: how many positions are soft tokens.
       media: indices of the example's media, in the order of their slots.
       query: ids that the connector reads with each of the media, empty = none.
@@ -43,7 +46,8 @@ class TokenisedSegment:
 
     tokens: Int[np.ndarray, "t"]
     weights: Float[np.ndarray, "t"]
-    features: Int[np.ndarray, "t"]
+    source: Int[np.ndarray, "s"]
+    features: Int[np.ndarray, "t_or_s"]
     placeholders: int
     media: tuple[int, ...]
     query: tuple[int, ...]
@@ -62,6 +66,7 @@ class Processor:
       image_size: side of the square that images are resized to, in pixels.
       query_length: positions of a connector query, u; 0 = the connector reads no text.
       vocabulary: rows of the language model's embedding; tokens beyond are refused. 0 = the tokenizer's size.
+      encoder_decoder: whether the language model reads prompts with an encoder, and begins its own text with the pad token.
     """
 
     llm: PreTrainedTokenizerFast
@@ -70,6 +75,11 @@ class Processor:
     image_size: int = 224
     query_length: int = 0
     vocabulary: int = 0
+    encoder_decoder: bool = False
+
+    def __post_init__(self):
+        if self.encoder_decoder and None in (self.llm.pad_token_id, self.llm.eos_token_id):
+            raise UserError("an encoder–decoder begins its text with the pad token and ends it with EOS; the tokenizer lacks one")
 
     def __reduce__(self):
         # The caches below stay behind.
@@ -118,15 +128,14 @@ class Processor:
         return self._tokenise(segment)
 
     def _tokenise_new(self, segment: Segment) -> TokenisedSegment:
-        special = {"bos": self.llm.bos_token_id, "eos": self.llm.eos_token_id}
+        special = {"bos": None if self.encoder_decoder else self.llm.bos_token_id, "eos": self.llm.eos_token_id}
         tokens: list[int] = []
         weights: list[float] = []
         features: list[int] = []
         media: list[int] = []
-        answer = -1
-        for number, part in enumerate(segment.parts):
-            if number == segment.answer:
-                answer = len(tokens)
+        begins: list[int] = []
+        for part in segment.parts:
+            begins.append(len(tokens))
             match part:
                 case MediumSlot(medium):
                     ids = (self.pad_id,) * self.soft_tokens
@@ -142,12 +151,22 @@ class Processor:
             tokens.extend(ids)
             weights.extend([weight] * len(ids))
             features.extend([-1] * (len(tokens) - len(features)))
-        arrays = np.array(tokens, np.int32), np.array(weights, np.float32), np.array(features, np.int32)
         if tokens and not 0 <= min(tokens) <= max(tokens) < self.limit:
             raise UserError(
                 f"token {max(tokens)} lies outside the language model's vocabulary of {self.limit}; "
                 "`tokenizers.llm` does not belong to this language model"
             )
+        answer = begins[segment.answer] if segment.answer >= 0 else -1
+        source: list[int] = []
+        if self.encoder_decoder:
+            cut = (*begins, len(tokens))[_first_learnt(segment)]
+            if any(feature >= 0 for feature in features[cut:]):
+                raise UserError("an encoder–decoder reads media in its prompt, but the template puts one behind what is learnt")
+            source, features = [*tokens[:cut], int(self.llm.eos_token_id)], [*features[:cut], -1]
+            tokens, weights = [self.pad_id, *tokens[cut:]], [0.0, *weights[cut:]]
+            answer = answer - cut + 1 if answer >= 0 else -1
+        ids = np.array(tokens, np.int32), np.array(weights, np.float32), np.array(source, np.int32)
+        arrays = (*ids, np.array(features, np.int32))
         for array in arrays:
             array.setflags(write=False)
         query = () if segment.query is None or not self.query_length else self.encode_query(segment.query)
@@ -183,10 +202,11 @@ class Processor:
           examples: what to ask; plain strings are prompts without media.
           template_name, seed: see `question`.
           rows: rows of the batch, the rest left empty; 0 = one per example.
-          length: positions that a text row has at least.
+          length: positions that a row of prompts has at least.
 
         Returns:
-          NumPy arrays; text rows of a bucketed length, segments 1 (0 = padding), positions from 0, no loss.
+          NumPy arrays; rows of bucketed lengths, segments 1 (0 = padding), positions from 0, no loss. For an encoder–decoder
+          the prompts are the source, padded on the right, and the text begins.
 
         Raises:
           UserError: an unusable image, or a query longer than the connector reads.
@@ -201,21 +221,32 @@ class Processor:
                 )
             images = {i: self.image(example.media[i], f"example {example.id!r}, medium {i}") for i in media_of([segment])}
             items.append(Item(example.id, (segment,), images))
-        length = max(length, 1, *(len(item.segments[0].tokens) for item in items))
-        slots = max((len(item.segments[0].media) for item in items), default=0)
-        asks = any(item.segments[0].query for item in items)
-        shape = BatchShape(
+        return assemble([[item] for item in items], self.shape_of(items, rows, length), left=True)
+
+    def shape_of(self, items: Sequence[Item], rows: int = 0, length: int = 0) -> BatchShape:
+        """The shape of a batch of items of one segment, one a row; lengths are bucketed.
+
+        Args:
+          items: what it must hold.
+          rows: that it has at least.
+          length: positions that it has at least where prompts stand.
+        """
+        segments = [item.segments[0] for item in items]
+        asks = any(segment.query for segment in segments)
+        longest = max((len(segment.tokens) for segment in segments), default=1)
+        longest_source = max((len(segment.source) for segment in segments), default=1)
+        return BatchShape(
             rows=max(rows, len(items)),
-            length=-(-length // PROMPT_BUCKET) * PROMPT_BUCKET,
+            length=_bucket(longest if self.encoder_decoder else max(longest, length)),
+            source_length=_bucket(max(longest_source, length)) if self.encoder_decoder else 0,
             media=max((len(item.images) for item in items), default=0),
-            queries=slots if asks else 0,
+            queries=max(len(segment.media) for segment in segments) if asks else 0,
             query_length=self.query_length,
             soft_tokens=self.soft_tokens,
             image_size=self.image_size,
             pad_id=self.pad_id,
             query_pad_id=self.query_pad_id,
         )
-        return assemble([[item] for item in items], shape, left=True)
 
     def save(self, directory: str | Path) -> None:
         """Writes `processor.json` and the tokenizers into a directory, from which `load_processor` makes an equal one."""
@@ -226,6 +257,17 @@ class Processor:
             self.connector.save_pretrained(str(directory / "connector"))
         sizes = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)[2:]}
         (directory / "processor.json").write_text(json.dumps(sizes | {"connector": self.connector is not None}, indent=2))
+
+
+def _first_learnt(segment: Segment) -> int:
+    """Index of the first part with a loss: from there on a decoder writes, all before it an encoder reads."""
+    learnt = (n for n, part in enumerate(segment.parts) if isinstance(part, Piece | Special) and part.weight > 0)
+    return next(learnt, len(segment.parts))
+
+
+def _bucket(length: int) -> int:
+    """The next multiple of PROMPT_BUCKET; a single token, with which every answer of an encoder–decoder begins, stays one."""
+    return length if length == 1 else -(-length // PROMPT_BUCKET) * PROMPT_BUCKET
 
 
 def load_processor(directory: str | Path) -> Processor:
@@ -246,7 +288,7 @@ def load_processor(directory: str | Path) -> Processor:
         raise UserError(f"{file} is damaged: {error}") from None
 
 
-def make_processor(tokenizers: TokenizerConfig, **sizes: int) -> Processor:
+def make_processor(tokenizers: TokenizerConfig, **sizes: Any) -> Processor:
     """A Processor from tokenizer directories; `sizes` are its other fields."""
     return Processor(
         load_tokenizer(tokenizers.llm), load_tokenizer(tokenizers.connector) if tokenizers.connector else None, **sizes

@@ -11,7 +11,7 @@ from concurrent.futures import Future
 import grain.python as grain
 import numpy as np
 
-from mmjax.data.batch import NO_PRIOR, BatchShape, Item, assemble, capacity, item_size, media_of
+from mmjax.data.batch import NO_PRIOR, BatchShape, Item, assemble, capacity, item_size, kinds, media_of
 from mmjax.data.config import DataConfig
 from mmjax.data.media.image import ImageError
 from mmjax.data.mixture import Unreadable
@@ -32,7 +32,7 @@ class Report:
     Args:
       items: examples that were looked at.
       skipped: (reason, message) of each one, or each medium, that was left out.
-      useful, positions: text positions that hold a token, and all of them.
+      useful, positions: positions of text and source that hold a token, and all of them.
       window, row: where the next batch of a packed stream starts.
     """
 
@@ -84,15 +84,15 @@ class Renderer:
         size, room = item_size(segments, self.shape), capacity(self.shape)
         longest = max((len(segment.query) for segment in segments), default=0)
         if any(need > have for need, have in zip(size, room, strict=True)):
-            return f"needs (length, media, queries) = {size}, a row holds {room}"
+            return f"needs ({', '.join(kinds(self.shape))}) = {size}, a row holds {room}"
         if longest > self.config.query_length:
             return f"asks the connector a query of {longest} tokens, query_length is {self.config.query_length}"
         return ""
 
-    def size(self, position: int) -> tuple[int, int, int]:
+    def size(self, position: int) -> tuple[int, ...]:
         """What the example at a position takes of a row; nothing when it cannot be used."""
         segments = self.segments(position)[1]
-        return (0, 0, 0) if self.misfit(segments) else item_size(segments, self.shape)
+        return item_size(() if self.misfit(segments) else segments, self.shape)
 
     def item(self, position: int) -> tuple[Item | None, list[Skip]]:
         """The item at a position with its media decoded, or None; and what was skipped."""
@@ -125,8 +125,9 @@ class Renderer:
                 if item is not None:
                     filled[-1].append(item)
         batch = assemble(filled, self.shape, prior=self.prior)
-        useful = 0 if batch.text is None else int(np.asarray(batch.text.segments).astype(bool).sum())
-        return batch, Report(sum(map(len, rows)), tuple(skipped), useful, self.shape.rows * self.shape.length, window, row)
+        useful = sum(int((text.segments > 0).sum()) for text in (batch.text, batch.source) if text is not None)
+        positions = self.shape.rows * (self.shape.length + self.shape.source_length)
+        return batch, Report(sum(map(len, rows)), tuple(skipped), useful, positions, window, row)
 
 
 @dataclasses.dataclass(frozen=True)

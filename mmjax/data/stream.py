@@ -74,7 +74,7 @@ class DataStream:
 
     @property
     def fill(self) -> float:
-        """Share of the text positions so far that hold a token; 0 without text rows."""
+        """Share of the positions of text and source so far that hold a token; 0 without text rows."""
         return self._useful / self._positions if self._positions else 0.0
 
     def position(self) -> dict[str, int]:
@@ -123,8 +123,10 @@ def make_stream(
       The stream. Batches do not depend on `config.workers`, and `start=k` gives what the stream from 0 gives after k batches.
 
     Raises:
-      UserError: a source cannot be opened, a template is unknown, or `position` belongs to another batch.
+      UserError: a source cannot be opened, a template is unknown, `position` belongs to another batch, or the language model
+        wants a source where the config has none, or the other way round.
     """
+    _check_source_length(config, processor)
     for source in config.mixture.values():
         template(source.template)
     sizes = {name: getattr(config, name) for name in ("soft_tokens", "image_size", "query_length")}
@@ -141,6 +143,13 @@ def make_stream(
     digest = _fingerprint(config, seed, sources, renderer.processor, from_records=open_source is records.open_source)
     structure = jax.tree.structure(assemble([], renderer.shape, prior=prior))
     return DataStream(_read(batcher, start, config.workers), structure, digest, start, position)
+
+
+def _check_source_length(config: DataConfig, processor: Processor) -> None:
+    if config.length and processor.encoder_decoder and not config.source_length:
+        raise UserError("data.source_length=0, but the language model is an encoder–decoder, whose encoder reads the prompts")
+    if config.source_length and not processor.encoder_decoder:
+        raise UserError(f"data.source_length={config.source_length}, but the language model has no encoder; set it to 0")
 
 
 def _leaves(made: tuple[Batch, Report]) -> tuple[list, Report]:
@@ -176,6 +185,8 @@ def _fingerprint(config: DataConfig, seed: int, sources: Mapping[str, Source], p
     facts: dict[str, Any] = dataclasses.asdict(config)
     for name in ("workers", "prefetch"):
         del facts[name]
+    if not config.source_length:  # a setting younger than some runs, which must still find their place
+        del facts["source_length"]
     for name, source in sources.items():
         entry = facts["mixture"][name]
         path = entry.pop("path")  # a data set may move

@@ -12,8 +12,7 @@ import numpy as np
 from jaxtyping import Array, Float
 from numpy import ndarray
 
-from mmjax.data.batch import BatchShape, Item, assemble, media_of
-from mmjax.data.processor import PROMPT_BUCKET
+from mmjax.data.batch import Item, assemble, media_of
 from mmjax.data.templates import Piece, Segment, Special
 from mmjax.decoding.inputs import as_examples, batched, bucket
 from mmjax.decoding.placement import fetch, place
@@ -86,19 +85,7 @@ def teacher_batch(
         segment = processor.tokenise(Segment((*prompt.parts, *tail), query=prompt.query))
         images = {i: processor.image(example.media[i], f"example {example.id!r}, medium {i}") for i in media_of([segment])}
         items.append(Item(example.id, (segment,), images))
-    length = max(len(item.segments[0].tokens) for item in items)
-    shape = BatchShape(
-        rows=max(rows, len(items)),
-        length=-(-length // PROMPT_BUCKET) * PROMPT_BUCKET,
-        media=max(len(item.images) for item in items),
-        queries=max(len(item.segments[0].media) for item in items) if any(item.segments[0].query for item in items) else 0,
-        query_length=processor.query_length,
-        soft_tokens=processor.soft_tokens,
-        image_size=processor.image_size,
-        pad_id=processor.pad_id,
-        query_pad_id=processor.query_pad_id,
-    )
-    return assemble([[item] for item in items], shape)
+    return assemble([[item] for item in items], processor.shape_of(items, rows))
 
 
 def _row_scores(bind: Any, parameters: Any, batch: Batch) -> tuple[Float[Array, "b"], Float[Array, "b"]]:

@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerFast
 
 from mmjax.data.processor import Processor
 from mmjax.data.tokenizer import load_tokenizer
+from mmjax.systems.parts import reads_source
 from mmjax.types import UserError
 from mmjax.types.files import replace_file
 
@@ -72,13 +73,20 @@ def load(directory: Path, config: Mapping[str, Any], parts: Mapping[str, Mapping
     if (directory / QFORMER_TOKENIZER).is_dir():
         tokenizer = load_tokenizer(directory / QFORMER_TOKENIZER)
     reads = connector.get("vocab", 0) and tokenizer is not None
+    llm = load_tokenizer(directory)
+    start = config.get("decoder_start_token_id", llm.pad_token_id)
+    if reads_source(parts) and start != llm.pad_token_id:
+        raise UserError(
+            f"{directory}: decoder_start_token_id={start}; only the pad token, {llm.pad_token_id}, can begin a decoder's text"
+        )
     return Processor(
-        load_tokenizer(directory),
+        llm,
         tokenizer,
         soft_tokens=connector.get("queries", 0),
         image_size=parts["encoders.image"]["image_size"] if connector else 224,
         query_length=min(QUERY_LENGTH, connector["max_positions"], tokenizer.model_max_length) if reads else 0,
         vocabulary=parts["llm"]["vocab"] if "llm" in parts else 0,
+        encoder_decoder=reads_source(parts),
     )
 
 
@@ -87,6 +95,8 @@ def with_token_ids(config: dict[str, Any], processor: Processor | None) -> dict[
     if processor is None:
         return config
     ids = {f"{name}_token_id": getattr(processor.llm, f"{name}_token_id") for name in ("bos", "eos", "pad")}
+    if processor.encoder_decoder:
+        ids["decoder_start_token_id"] = processor.pad_id
     if "text_config" not in config:
         return {**config, **ids}
     config = {**config, "text_config": {**config["text_config"], **ids}}
@@ -161,10 +171,14 @@ def save(
     if architecture == "Blip2ForImageTextRetrieval":
         return files + _save_tokenizer(_query_tokenizer(processor), directory)
     text = config.get("text_config", config)
-    ids = {name: text[name] for name in ("bos_token_id", "eos_token_id", "pad_token_id") if text.get(name) is not None}
+    names = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
+    ids = {name: text[name] for name in names if text.get(name) is not None}
     files.append(write_json(directory / "generation_config.json", ids))
     llm = with_placeholder(processor.llm, text["vocab_size"]) if "encoders.image" in parts else processor.llm
-    files += _save_tokenizer(_adding(llm, llm.bos_token, None, padding_side="left"), directory)
+    if processor.encoder_decoder:
+        files += _save_tokenizer(_adding(llm, None, llm.eos_token, padding_side="right"), directory)
+    else:
+        files += _save_tokenizer(_adding(llm, llm.bos_token, None, padding_side="left"), directory)
     if architecture == "InstructBlipForConditionalGeneration":
         files += _save_tokenizer(_query_tokenizer(processor), directory / QFORMER_TOKENIZER)
     return files

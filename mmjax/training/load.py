@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from mmjax.data.processor import Processor, load_processor, make_processor
 from mmjax.layers.parameters import Parameters
 from mmjax.parallel.mesh import make_mesh
-from mmjax.systems.parts import part_config
+from mmjax.systems.parts import part_config, reads_source
 from mmjax.training.assembly import Assembly, assemble, fill
 from mmjax.training.checkpoint import Checkpoints, restore_leaves
 from mmjax.training.stage import Experiment, Stage
@@ -68,12 +68,12 @@ def load_model(workdir: str | Path, dtype: Any = None, mesh: Mesh | None = None,
     return make_model(assembly, parameters, processor, experiment, workdir, {})
 
 
-def processor_sizes(experiment: Experiment, stage: Stage) -> dict[str, int]:
+def processor_sizes(experiment: Experiment, stage: Stage) -> dict[str, Any]:
     """What a stage's processor has besides its tokenizers."""
     data = stage.data
     vocabulary = part_config("llm", experiment.parts["llm"]).vocab if "llm" in experiment.parts else 0
     sizes = {name: getattr(data, name) for name in ("soft_tokens", "image_size", "query_length")}
-    return {**sizes, "vocabulary": vocabulary}
+    return {**sizes, "vocabulary": vocabulary, "encoder_decoder": reads_source(experiment.parts)}
 
 
 def stage_processor(experiment: Experiment, stage: Stage) -> Processor:
