@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 # Public name -> the module that has it; None = the module of that name itself.
 _PUBLIC = {
+    "embed": "mmjax.decoding.embed",
     "generate": "mmjax.decoding.generate",
     "score": "mmjax.decoding.scoring",
     "train": "mmjax.training.run",
@@ -26,7 +27,7 @@ _PUBLIC = {
     "types": None,
 }
 
-__all__ = ["evaluate", "from_pretrained", "generate", "interop", "save_pretrained", "score", "train", "types"]
+__all__ = ["embed", "evaluate", "from_pretrained", "generate", "interop", "save_pretrained", "score", "train", "types"]
 
 
 def from_pretrained(source: str | Path, dtype: Any = None, mesh: Mesh | None = None) -> Model:

@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int, UInt8
 from transformers import PreTrainedTokenizerFast
 
 from mmjax.data.batch import BatchShape, Item, assemble, media_of
 from mmjax.data.chat import conversation
 from mmjax.data.config import TokenizerConfig
-from mmjax.data.media.image import decode_image, resize_image
+from mmjax.data.media.image import ImageTransform, decode_image, transform_image
 from mmjax.data.templates import MediumSlot, Piece, Rendered, Segment, Special, template, verbatim
 from mmjax.data.tokenizer import load_tokenizer, rendered_encoder, text_encoder
 from mmjax.types import Batch, Example, Medium, UserError, ask
@@ -67,6 +67,7 @@ class Processor:
       query_length: positions of a connector query, u; 0 = the connector reads no text.
       vocabulary: rows of the language model's embedding; tokens beyond are refused. 0 = the tokenizer's size.
       encoder_decoder: whether the language model reads prompts with an encoder, and begins its own text with the pad token.
+      transform: how pictures get that size; None = bicubic resize whatever the aspect ratio, as in BLIP-2.
     """
 
     llm: PreTrainedTokenizerFast
@@ -76,6 +77,7 @@ class Processor:
     query_length: int = 0
     vocabulary: int = 0
     encoder_decoder: bool = False
+    transform: ImageTransform | None = None
 
     def __post_init__(self):
         if self.encoder_decoder and None in (self.llm.pad_token_id, self.llm.eos_token_id):
@@ -188,10 +190,32 @@ class Processor:
         return template(template_name).prompt(example, seed)
 
     def image(self, medium: Medium, name: str) -> np.ndarray:
-        """Decodes and resizes an image to uint8 [image_size, image_size, 3]; `name` is what errors call it."""
+        """Decodes and transforms an image to uint8 [image_size, image_size, 3]; `name` is what errors call it."""
         if medium.kind != "image":
             raise UserError(f"{name}: expected an image, got {medium.kind}; this model reads images only")
-        return resize_image(decode_image(medium.data, name=name), self.image_size)
+        square = (self.image_size, self.image_size)
+        pixels = transform_image(decode_image(medium.data, name=name), self.transform or ImageTransform(square))
+        if pixels.shape[:2] != square:
+            raise UserError(f"{name}: {list(pixels.shape[:2])} pixels after the image processor, the encoder reads {list(square)}")
+        return pixels
+
+    def images(self, images: Sequence[Any]) -> UInt8[np.ndarray, "n height width 3"]:
+        """Pictures by themselves: paths, bytes, uint8 arrays [height, width, 3] or PIL images. Errors as of `image`."""
+        pixels = [
+            self.image(Medium("image", decode_image(image, name=f"image {i}")), f"image {i}") for i, image in enumerate(images)
+        ]
+        return np.stack(pixels) if pixels else np.zeros((0, self.image_size, self.image_size, 3), np.uint8)
+
+    def texts(self, texts: Sequence[str]) -> tuple[Int[np.ndarray, "n u"], Bool[np.ndarray, "n u"]]:
+        """Texts by themselves, as the connector reads them: ids, cut and padded on the right, and where they are no padding."""
+        tokens = np.full((len(texts), self.query_length), self.query_pad_id, np.int32)
+        mask = np.zeros(tokens.shape, bool)
+        for row, text in enumerate(texts):
+            ids = self.encode_query(text)
+            kept = (*ids[: self.query_length - 1], ids[-1]) if len(ids) > self.query_length else ids
+            tokens[row, : len(kept)] = kept
+            mask[row, : len(kept)] = True
+        return tokens, mask
 
     def prompts(
         self, examples: Sequence[Example | str], template_name: str | None = None, *, seed: int = 0, rows: int = 0, length: int = 0
@@ -256,6 +280,7 @@ class Processor:
         if self.connector is not None:
             self.connector.save_pretrained(str(directory / "connector"))
         sizes = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)[2:]}
+        sizes["transform"] = None if self.transform is None else dataclasses.asdict(self.transform)
         (directory / "processor.json").write_text(json.dumps(sizes | {"connector": self.connector is not None}, indent=2))
 
 
@@ -279,7 +304,10 @@ def load_processor(directory: str | Path) -> Processor:
     file = Path(directory) / "processor.json"
     try:
         sizes = json.loads(file.read_text())
-        connector = sizes.pop("connector")
+        connector, transform = sizes.pop("connector"), sizes.pop("transform", None)
+        if transform is not None:
+            fields = {name: tuple(value) if isinstance(value, list) else value for name, value in transform.items()}
+            sizes["transform"] = ImageTransform(**fields)
         llm = load_tokenizer(file.parent / "llm")
         return Processor(llm, load_tokenizer(file.parent / "connector") if connector else None, **sizes)
     except FileNotFoundError:

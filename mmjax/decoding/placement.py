@@ -11,15 +11,15 @@ from jax.sharding import NamedSharding
 from jaxtyping import Array
 
 from mmjax.parallel.axes import batch_sharding, batch_shards
-from mmjax.types import Batch
 
 T = TypeVar("T")
 
 
-def place(batch: Batch, parameters: Mapping[str, Array]) -> Batch:
-    """The batch with its rows spread over the parameters' mesh; as it is where there is none, or they do not divide."""
+def place(batch: T, parameters: Mapping[str, Array]) -> T:
+    """The batch, or any tree of arrays, with its rows spread over the parameters' mesh; as it is where there is none, or they
+    do not divide."""
     sharding = next(iter(parameters.values())).sharding
-    if not isinstance(sharding, NamedSharding) or batch.text.tokens.shape[0] % batch_shards(sharding.mesh):
+    if not isinstance(sharding, NamedSharding) or jax.tree.leaves(batch)[0].shape[0] % batch_shards(sharding.mesh):
         return batch
     return jax.device_put(batch, batch_sharding(sharding.mesh))
 

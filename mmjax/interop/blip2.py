@@ -5,35 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from mmjax.interop.encoders import eva_config, eva_part
 from mmjax.interop.language_models import language_config, language_part, require
-from mmjax.types import UserError
 
 Config = Mapping[str, Any]
 Parts = dict[str, dict[str, Any]]
-
-
-def _vision_part(config: Config) -> dict[str, Any]:
-    require(config, "the vision tower", qkv_bias=True)
-    eps = config.get("layer_norm_eps", 1e-6)
-    return {
-        "family": "vit",
-        "width": config.get("hidden_size", 1408),
-        "layers": config.get("num_hidden_layers", 39),
-        "heads": config.get("num_attention_heads", 16),
-        "ffn": config.get("intermediate_size", 6144),
-        "patch_size": _side(config.get("patch_size", 14)),
-        "image_size": _side(config.get("image_size", 224)),
-        "activation": config.get("hidden_act", "gelu"),
-        "eps": eps,
-        "final_eps": eps,
-    }
-
-
-def _side(size: Any) -> int:
-    sides = {size} if isinstance(size, int) else set(size)
-    if len(sides) > 1:
-        raise UserError(f"config.json: the vision tower reads {size} pixels; only squares are supported")
-    return sides.pop()
 
 
 def _qformer_part(config: Config, whole: Config, **fields: Any) -> dict[str, Any]:
@@ -66,7 +42,7 @@ def instructblip_parts(config: Config) -> Parts:
 
 
 def _generative_parts(config: Config, vocab: int) -> Parts:
-    vision, llm = _vision_part(config["vision_config"]), language_part(config["text_config"])
+    vision, llm = eva_part(config["vision_config"]), language_part(config["text_config"])
     widths = {"encoder_width": vision["width"], "output_width": llm["width"]}
     connector = _qformer_part(config["qformer_config"], config, vocab=vocab, **widths)
     return {"encoders.image": vision, "connectors.image": connector, "llm": llm}
@@ -74,28 +50,13 @@ def _generative_parts(config: Config, vocab: int) -> Parts:
 
 def retrieval_parts(config: Config) -> Parts:
     """Blip2ForImageTextRetrieval: the heads of stage 1 and no language model."""
-    vision, qformer = _vision_part(config["vision_config"]), config["qformer_config"]
+    vision, qformer = eva_part(config["vision_config"]), config["qformer_config"]
     require(qformer, "image-text retrieval", use_qformer_text_input=True)
     connector = _qformer_part(
         qformer, config, vocab=qformer.get("vocab_size", 30522), encoder_width=vision["width"], output_width=0,
         stage1=True, projection=config.get("image_text_hidden_size", 256),
     )  # fmt: skip
     return {"encoders.image": vision, "connectors.image": connector}
-
-
-def _vision_config(part: Config, model_type: str) -> dict[str, Any]:
-    return {
-        "model_type": model_type,
-        "hidden_size": part["width"],
-        "num_hidden_layers": part["layers"],
-        "num_attention_heads": part["heads"],
-        "intermediate_size": part["ffn"],
-        "patch_size": part["patch_size"],
-        "image_size": part["image_size"],
-        "hidden_act": part["activation"],
-        "layer_norm_eps": part["eps"],
-        "qkv_bias": True,
-    }
 
 
 def _qformer_config(part: Config, model_type: str) -> dict[str, Any]:
@@ -123,7 +84,7 @@ def blip2_config(parts: Parts) -> dict[str, Any]:
     return {
         "model_type": "blip-2",
         "num_query_tokens": connector["queries"],
-        "vision_config": _vision_config(vision, "blip_2_vision_model"),
+        "vision_config": eva_config(vision, "blip_2_vision_model"),
         "qformer_config": _qformer_config({**connector, "vocab": 0}, "blip_2_qformer"),
         "text_config": language_config(parts["llm"]),
     }
@@ -135,7 +96,7 @@ def instructblip_config(parts: Parts) -> dict[str, Any]:
     return {
         "model_type": "instructblip",
         "num_query_tokens": connector["queries"],
-        "vision_config": _vision_config(vision, "instructblip_vision_model"),
+        "vision_config": eva_config(vision, "instructblip_vision_model"),
         "qformer_config": _qformer_config(connector, "instructblip_qformer"),
         "text_config": language_config(parts["llm"]),
     }
@@ -148,7 +109,7 @@ def retrieval_config(parts: Parts) -> dict[str, Any]:
         "model_type": "blip-2",
         "num_query_tokens": connector["queries"],
         "image_text_hidden_size": connector["projection"],
-        "vision_config": _vision_config(vision, "blip_2_vision_model"),
+        "vision_config": eva_config(vision, "blip_2_vision_model"),
         "qformer_config": _qformer_config(connector, "blip_2_qformer") | {"use_qformer_text_input": True},
         "text_config": {"model_type": "opt"},
     }

@@ -93,7 +93,7 @@ def retrieval(system: Any, inputs: Inputs, config: Mapping[str, Any]) -> Outputs
 
 
 def _encode(system: Any, inputs: Inputs) -> Float[Array, "b p e"]:
-    return system.encoders["image"](jnp.transpose(inputs["pixel_values"], (0, 2, 3, 1)))
+    return _vision(system.encoders["image"], {**inputs, "output_hidden_states": False})["last_hidden_state"]
 
 
 def _mask(inputs: Inputs, prefix: str = "", tokens: Array | None = None) -> Int[Array, "b t"]:
@@ -120,3 +120,93 @@ def _positions(llm: Any, inputs: Inputs) -> Int[Array, "b t"]:
 
 def _slots(tokens: Int[Array, "b t"]) -> Int[Array, "b t"]:
     return jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
+
+
+def vision_tower(system: Any, inputs: Inputs, config: Mapping[str, Any]) -> Outputs:
+    """ViTModel, CLIPVisionModel and SiglipVisionModel: pixel_values [b 3 height width] -> last_hidden_state, pooler_output.
+
+    With output_hidden_states also hidden_states [1 + layers, b, p, d]; with interpolate_pos_encoding pictures of any size.
+    """
+    tower = system.encoders["image"]
+    outputs = _vision(tower, inputs)
+    if tower.config.pooling == "mean" or (tower.config.pooling == "class" and not tower.config.norm_pooled):
+        return outputs  # a class without pooler
+    return outputs | {"pooler_output": tower.pool(outputs["last_hidden_state"])}
+
+
+def eva_tower(system: Any, inputs: Inputs, config: Mapping[str, Any]) -> Outputs:
+    """Blip2VisionModel, which normalises what it pools a second time."""
+    tower = system.encoders["image"]
+    outputs = _vision(tower, inputs)
+    return outputs | {"pooler_output": tower.norm(tower.pool(outputs["last_hidden_state"]))}
+
+
+def vision_projection(system: Any, inputs: Inputs, config: Mapping[str, Any]) -> Outputs:
+    """CLIPVisionModelWithProjection: as `vision_tower`, with image_embeds in place of the pooled output."""
+    tower = system.encoders["image"]
+    outputs = _vision(tower, inputs)
+    return outputs | {"image_embeds": tower.projection(tower.pool(outputs["last_hidden_state"]))}
+
+
+def classifier(system: Any, inputs: Inputs, config: Mapping[str, Any]) -> Outputs:
+    """ViTForImageClassification: pixel_values -> logits [b classes], and hidden_states where they are asked for."""
+    tower = system.encoders["image"]
+    outputs = _vision(tower, inputs)
+    return {"logits": tower.classifier(tower.pool(outputs.pop("last_hidden_state"))), **outputs}
+
+
+def text_tower(system: Any, inputs: Inputs, config: Mapping[str, Any]) -> Outputs:
+    """BertModel, RobertaModel, CLIPTextModel and SiglipTextModel.
+
+    Inputs: input_ids, attention_mask, token_type_ids, position_ids [b t], output_hidden_states.
+
+    Returns:
+      last_hidden_state, pooler_output, and hidden_states [1 + layers, b, t, d] where they are asked for.
+    """
+    tower = system.encoders["text"]
+    outputs = _text(tower, inputs)
+    if tower.config.pooling == "first":
+        return outputs  # a class without pooler
+    pooled = tower.pool(outputs["last_hidden_state"], inputs["input_ids"])
+    return outputs | {"pooler_output": pooled if tower.projection is None else tower.projection(pooled)}
+
+
+def text_projection(system: Any, inputs: Inputs, config: Mapping[str, Any]) -> Outputs:
+    """CLIPTextModelWithProjection: as `text_tower`, with text_embeds in place of the pooled output."""
+    outputs = text_tower(system, inputs, config)
+    return outputs | {"text_embeds": outputs.pop("pooler_output")}
+
+
+def dual_encoder(system: Any, inputs: Inputs, config: Mapping[str, Any]) -> Outputs:
+    """CLIPModel and SiglipModel: pixel_values, input_ids, attention_mask, position_ids.
+
+    Returns:
+      image_embeds and text_embeds of length one, and their logits_per_image [images texts] and logits_per_text.
+    """
+    inputs, tower = {**inputs, "output_hidden_states": False}, system.encoders["image"]
+    images = tower.pool(_vision(tower, inputs)["last_hidden_state"])
+    images = normalise(images if tower.projection is None else tower.projection(images))
+    texts = normalise(text_tower(system, inputs, config)["pooler_output"])
+    logits = system.similarity(images, texts)
+    return {"logits_per_image": logits, "logits_per_text": logits.T, "image_embeds": images, "text_embeds": texts}
+
+
+def _vision(tower: Any, inputs: Inputs) -> Outputs:
+    pixels = jnp.transpose(inputs["pixel_values"], (0, 2, 3, 1))
+    return _features(tower, inputs, pixels, bool(inputs.get("interpolate_pos_encoding")))
+
+
+def _text(tower: Any, inputs: Inputs) -> Outputs:
+    tokens, mask = inputs["input_ids"], inputs.get("attention_mask")
+    given = [inputs.get(name) for name in ("token_type_ids", "position_ids")]
+    types, positions = (None if ids is None else jnp.broadcast_to(ids, tokens.shape) for ids in given)
+    return _features(tower, inputs, tokens, None if mask is None else mask > 0, types, positions)
+
+
+def _features(tower: Any, inputs: Inputs, *arguments: Any) -> Outputs:
+    """The features of an encoder, and where they are asked for what stood before its first block and behind each."""
+    if not inputs.get("output_hidden_states"):
+        return {"last_hidden_state": tower.finish(tower.encode(*arguments))}
+    with stack.record() as read:
+        last = tower.encode(*arguments)
+    return {"last_hidden_state": tower.finish(last), "hidden_states": jnp.concatenate([*read, last[None]])}

@@ -62,7 +62,7 @@ def from_pretrained(source: str | Path, dtype: Any = None, mesh: Mesh | None = N
     except KeyError as error:
         raise UserError(f"{directory / 'config.json'} lacks {error}, which {name} needs") from None
     tensors = safetensors.open_directory(directory)
-    parts = ARCHITECTURES[name].settled(processors.with_pixel_statistics(parts, directory), tensors)
+    parts, transform = processors.with_image_processor(ARCHITECTURES[name].settled(parts, tensors), directory, name)
     definition = define(build(parts))
     placement = None if mesh is None else shardings(definition.specs, mesh)
     parameters = table.read(ARCHITECTURES[name].table(parts), tensors, definition.specs, dtype, placement)
@@ -71,7 +71,7 @@ def from_pretrained(source: str | Path, dtype: Any = None, mesh: Mesh | None = N
     return Model(
         definition,
         parameters,
-        processors.load(directory, config, parts),
+        processors.load(directory, config, parts, transform),
         {"parts": parts, "architecture": name, "hf_config": config, "source": str(source), "absent": tuple(absent)},
     )
 
@@ -166,19 +166,23 @@ def hf_forward(model: Model, inputs: Mapping[str, Any]) -> dict[str, np.ndarray 
     Args:
       model: of any supported class.
       inputs: as that class takes them: input_ids, attention_mask, decoder_input_ids, decoder_attention_mask, pixel_values
-        [b 3 height width], qformer_input_ids, qformer_attention_mask, use_image_text_matching_head, output_hidden_states.
-        Placeholders stand in front of BOS; rows may be padded on either side.
+        [b 3 height width], qformer_input_ids, qformer_attention_mask, use_image_text_matching_head,
+        interpolate_pos_encoding, output_hidden_states. Placeholders stand in front of BOS; rows may be padded on either
+        side.
 
     Returns:
       That class's outputs under their names, as float32.
 
     Raises:
-      UserError: an id outside the vocabulary, or a row with another number of placeholders than soft tokens.
+      UserError: an id outside the vocabulary, a row with another number of placeholders than soft tokens, a text or picture
+        of a size that the model does not read.
     """
     name, config = describe(model)
     arrays = {key: np.asarray(value) for key, value in inputs.items() if not isinstance(value, bool) and value is not None}
     flags = {key: value for key, value in inputs.items() if isinstance(value, bool)}
-    _check_inputs(arrays, config, resolved_parts(model))
+    parts = resolved_parts(model)
+    _check_inputs(arrays, config, parts)
+    _check_pixels(arrays.get("pixel_values"), parts.get("encoders.image"), flags.get("interpolate_pos_encoding", False))
 
     def forward(parameters: Parameters, arrays: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
         return ARCHITECTURES[name].forward(model.definition.bind(parameters), {**arrays, **flags}, config)
@@ -189,13 +193,14 @@ def hf_forward(model: Model, inputs: Mapping[str, Any]) -> dict[str, np.ndarray 
 
 
 def _check_inputs(arrays: Mapping[str, np.ndarray], config: Mapping[str, Any], parts: Mapping[str, Any]) -> None:
-    connector, llm = parts.get("connectors.image"), parts.get("llm")
+    connector, llm, text = (parts.get(name) for name in ("connectors.image", "llm", "encoders.text"))
     placeholder = config.get("image_token_index", -1)
-    vocab = (llm or connector)["vocab"]
+    reader = llm or connector or text or {}
     sizes = {
-        "input_ids": vocab,
-        "decoder_input_ids": vocab,
+        "input_ids": reader.get("vocab", 0),
+        "decoder_input_ids": reader.get("vocab", 0),
         "qformer_input_ids": connector["vocab"] if connector else 0,
+        "token_type_ids": reader.get("token_types", 0),
     }
     for name, size in sizes.items():
         ids = arrays.get(name)
@@ -208,3 +213,19 @@ def _check_inputs(arrays: Mapping[str, np.ndarray], config: Mapping[str, Any], p
                 f"input_ids: expected {connector['queries']} placeholders (image_token_index={placeholder}) in each row, "
                 f"got {counts.tolist()}"
             )
+    if text:
+        longest = part_config("encoders.text", text).max_length
+        if arrays["input_ids"].shape[1] > longest:
+            raise UserError(f"input_ids: expected at most {longest} tokens in each row, got {arrays['input_ids'].shape[1]}")
+
+
+def _check_pixels(pixels: np.ndarray | None, vision: Mapping[str, Any] | None, resized: bool) -> None:
+    """Pictures have the size of the positions, unless these are resized to them."""
+    if pixels is None or vision is None or resized:
+        return
+    side = vision["image_size"]
+    if pixels.ndim != 4 or pixels.shape[1:] != (3, side, side):
+        raise UserError(
+            f"pixel_values: expected [b, 3, {side}, {side}], got {list(pixels.shape)}; interpolate_pos_encoding=True takes "
+            "pictures of another size"
+        )

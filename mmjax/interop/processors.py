@@ -12,9 +12,12 @@ from tokenizers import AddedToken, Tokenizer
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
+from mmjax.data.encoder_processor import EncoderProcessor
+from mmjax.data.media.image import ImageTransform
 from mmjax.data.processor import Processor
 from mmjax.data.tokenizer import load_tokenizer
-from mmjax.systems.parts import reads_source
+from mmjax.interop import image_processors
+from mmjax.systems.parts import encoders_only, part_config, reads_source
 from mmjax.types import UserError
 from mmjax.types.files import replace_file
 
@@ -25,6 +28,8 @@ PROCESSORS = {
     "Blip2ForConditionalGeneration": "Blip2Processor",
     "Blip2ForImageTextRetrieval": "Blip2Processor",
     "InstructBlipForConditionalGeneration": "InstructBlipProcessor",
+    "CLIPModel": "CLIPProcessor",
+    "SiglipModel": "SiglipProcessor",
 }
 
 
@@ -51,22 +56,37 @@ def write_json(path: Path, value: Mapping[str, Any]) -> Path:
     return path
 
 
-def with_pixel_statistics(parts: dict[str, dict[str, Any]], directory: Path) -> dict[str, dict[str, Any]]:
-    """The parts with the mean and deviation of pixels that the directory's image processor names, if there is one."""
+Parts = dict[str, dict[str, Any]]
+
+
+def with_image_processor(parts: Parts, directory: Path, architecture: str) -> tuple[Parts, ImageTransform | None]:
+    """What a directory's image processor says.
+
+    Returns:
+      The parts with the mean and deviation of pixels, and the transform of pictures; without that file they are those of the
+      class. None where the model has no image encoder.
+    """
     vision = parts.get("encoders.image")
+    if vision is None:
+        return parts, None
     found = [file for name in ("preprocessor_config.json", "processor_config.json") if (file := directory / name).is_file()]
-    if vision is None or not found:
-        return parts
-    settings = read_json(found[0])
+    settings = read_json(found[0]) if found else {}
     settings = settings.get("image_processor", settings)
-    names = {"mean": "image_mean", "std": "image_std"}
-    statistics = {ours: tuple(settings[theirs]) for ours, theirs in names.items() if theirs in settings}
-    return {**parts, "encoders.image": {**vision, **statistics}}
+    if not settings.keys() - {"processor_class", "num_query_tokens"}:  # nothing about pictures
+        name = image_processors.processor_of(architecture)
+        return parts, image_processors.default_transform(name, vision["image_size"])
+    transform, mean, std = image_processors.read(settings, architecture)
+    return {**parts, "encoders.image": {**vision, "mean": mean, "std": std}}, transform
 
 
-def load(directory: Path, config: Mapping[str, Any], parts: Mapping[str, Mapping[str, Any]]) -> Processor | None:
-    """The processor of a directory; None where it has no tokenizer."""
-    if not (directory / "tokenizer.json").is_file():
+def load(
+    directory: Path, config: Mapping[str, Any], parts: Mapping[str, Mapping[str, Any]], transform: ImageTransform | None
+) -> Processor | EncoderProcessor | None:
+    """The processor of a directory; None where a language model has no tokenizer."""
+    has_tokenizer = (directory / "tokenizer.json").is_file()
+    if encoders_only(parts):
+        return _encoder_processor(parts, transform, load_tokenizer(directory) if has_tokenizer else None)
+    if not has_tokenizer:
         return None
     connector = parts.get("connectors.image", {})
     tokenizer = None
@@ -87,12 +107,24 @@ def load(directory: Path, config: Mapping[str, Any], parts: Mapping[str, Mapping
         query_length=min(QUERY_LENGTH, connector["max_positions"], tokenizer.model_max_length) if reads else 0,
         vocabulary=parts["llm"]["vocab"] if "llm" in parts else 0,
         encoder_decoder=reads_source(parts),
+        transform=transform,
     )
 
 
-def with_token_ids(config: dict[str, Any], processor: Processor | None) -> dict[str, Any]:
+def _encoder_processor(
+    parts: Mapping[str, Mapping[str, Any]], transform: ImageTransform | None, tokenizer: PreTrainedTokenizerFast | None
+) -> EncoderProcessor:
+    image, text = parts.get("encoders.image"), parts.get("encoders.text")
+    reads = {}
+    if text is not None:
+        config = part_config("encoders.text", text)
+        reads = {"tokenizer": tokenizer, "max_length": config.max_length, "fill": config.pooling == "last"}
+    return EncoderProcessor(transform, image["image_size"] if image else 0, **reads)
+
+
+def with_token_ids(config: dict[str, Any], processor: Processor | EncoderProcessor | None) -> dict[str, Any]:
     """A config with the ids that the processor's tokenizer gives to BOS, EOS, padding and the image placeholder."""
-    if processor is None:
+    if not isinstance(processor, Processor):
         return config
     ids = {f"{name}_token_id": getattr(processor.llm, f"{name}_token_id") for name in ("bos", "eos", "pad")}
     if processor.encoder_decoder:
@@ -153,7 +185,11 @@ def with_placeholder(tokenizer: PreTrainedTokenizerFast, vocabulary: int) -> Pre
 
 
 def save(
-    directory: Path, architecture: str, config: Mapping[str, Any], parts: Mapping[str, Any], processor: Processor | None
+    directory: Path,
+    architecture: str,
+    config: Mapping[str, Any],
+    parts: Mapping[str, Any],
+    processor: Processor | EncoderProcessor | None,
 ) -> list[Path]:
     """Writes tokenizers, image processor and generation config.
 
@@ -162,12 +198,14 @@ def save(
     """
     files = []
     if "encoders.image" in parts:
-        settings = _image_processor(parts["encoders.image"]) | {"processor_class": PROCESSORS[architecture]}
-        files.append(write_json(directory / "preprocessor_config.json", settings))
+        files.append(write_json(directory / "preprocessor_config.json", _image_processor(architecture, parts, processor)))
+    if architecture in PROCESSORS and "num_query_tokens" in config:
         whole = {"processor_class": PROCESSORS[architecture], "num_query_tokens": config["num_query_tokens"]}
         files.append(write_json(directory / "processor_config.json", whole))
     if processor is None:
         return files
+    if isinstance(processor, EncoderProcessor):
+        return files + (_save_tokenizer(processor.tokenizer, directory) if processor.tokenizer is not None else [])
     if architecture == "Blip2ForImageTextRetrieval":
         return files + _save_tokenizer(_query_tokenizer(processor), directory)
     text = config.get("text_config", config)
@@ -209,16 +247,11 @@ def _save_tokenizer(tokenizer: PreTrainedTokenizerFast, directory: Path) -> list
     return [path for file in tokenizer.save_pretrained(str(directory)) if (path := Path(file)).is_file()]
 
 
-def _image_processor(vision: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        "image_processor_type": "BlipImageProcessor",
-        "do_convert_rgb": True,
-        "do_resize": True,
-        "size": {"height": vision["image_size"], "width": vision["image_size"]},
-        "resample": 3,
-        "do_rescale": True,
-        "rescale_factor": 1 / 255,
-        "do_normalize": True,
-        "image_mean": list(vision["mean"]),
-        "image_std": list(vision["std"]),
-    }
+def _image_processor(
+    architecture: str, parts: Mapping[str, Any], processor: Processor | EncoderProcessor | None
+) -> dict[str, Any]:
+    """preprocessor_config.json of the class of image processors that goes with a model's class."""
+    name, vision = image_processors.processor_of(architecture), parts["encoders.image"]
+    transform = getattr(processor, "transform", None) or image_processors.default_transform(name, vision["image_size"])
+    settings = image_processors.write(name, transform, vision["mean"], vision["std"])
+    return settings | ({"processor_class": PROCESSORS[architecture]} if architecture in PROCESSORS else {})

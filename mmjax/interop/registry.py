@@ -9,15 +9,15 @@ from typing import Any
 import numpy as np
 
 from mmjax.connectors import qformer
-from mmjax.encoders import vit
-from mmjax.interop import blip2, forward
+from mmjax.encoders import text, vit
+from mmjax.interop import blip2, encoders, forward
 from mmjax.interop.language_models import language_config, language_part
 from mmjax.llms import llama, opt, palm, t5
-from mmjax.systems.parts import part_config
+from mmjax.systems.parts import encoders_only, part_config
 from mmjax.types import UserError
 from mmjax.types.config import suggest
 from mmjax.weights.safetensors import Tensors
-from mmjax.weights.table import Table, prefixed
+from mmjax.weights.table import Entry, Spelling, Table, leading, linear, prefixed
 
 Parts = dict[str, dict[str, Any]]
 
@@ -45,6 +45,36 @@ def _blip2_table(parts: Parts, **connector: Any) -> Table:
     return table
 
 
+def _image_table(parts: Parts, layout: vit.Layout, theirs: Spelling = "") -> Table:
+    config = part_config("encoders.image", parts["encoders.image"])
+    return prefixed(vit.weight_table(config, layout), "encoders.image.", theirs)
+
+
+def _text_table(parts: Parts, layout: text.Layout, theirs: Spelling = "") -> Table:
+    config = part_config("encoders.text", parts["encoders.text"])
+    return prefixed(text.weight_table(config, layout), "encoders.text.", theirs)
+
+
+_VISUAL_PROJECTION = linear("encoders.image.projection", "visual_projection", bias=False)
+_TEXT_PROJECTION = linear("encoders.text.projection", "text_projection", bias=False)
+_CLASSIFIER = linear("encoders.image.classifier", "classifier")
+
+
+def _clip_table(parts: Parts) -> Table:
+    towers = _image_table(parts, "clip", "vision_model.") + _text_table(parts, "clip", "text_model.")
+    return [*towers, *_VISUAL_PROJECTION, *_TEXT_PROJECTION, Entry("similarity.log_scale", "logit_scale")]
+
+
+def _siglip_table(parts: Parts) -> Table:
+    towers = _image_table(parts, "siglip", "vision_model.") + _siglip_text_table(parts, "text_model.")
+    scalars = {"similarity.log_scale": "logit_scale", "similarity.bias": "logit_bias"}
+    return [*towers, *(Entry(ours, theirs, leading(1)) for ours, theirs in scalars.items())]
+
+
+def _siglip_text_table(parts: Parts, theirs: Spelling) -> Table:
+    return _text_table(parts, "clip", theirs) + prefixed(linear("projection", "head"), "encoders.text.", theirs)
+
+
 @dataclasses.dataclass(frozen=True)
 class Architecture:
     """One Hugging Face class.
@@ -64,15 +94,16 @@ class Architecture:
     forward: Callable[[Any, Mapping[str, Any], Mapping[str, Any]], dict[str, Any]]
 
     def settled(self, parts: Parts, tensors: Tensors) -> Parts:
-        """The parts, with the language model's head tied or not as the files have it.
+        """The parts with what only the files tell: poolers, biases, and whether the language model's head is tied.
 
-        The config's flag is not enough: it has meant several things, and `transformers` itself goes by the files. A head that
-        they lack is the token embedding; one that differs from it is a head of its own.
+        The config's flag for the head is not enough: it has meant several things, and `transformers` itself goes by the files.
+        A head that they lack is the token embedding; one that differs from it is a head of its own.
 
         Args:
           parts: of the config.
           tensors: of the files.
         """
+        parts = encoders.as_stored(parts, tensors)
         llm = parts.get("llm", {})
         if "tied" not in llm:
             return parts
@@ -94,6 +125,18 @@ def _language_model(model_type: str, forward_pass: Callable = forward.causal_lm)
     )
 
 
+def _image_tower(model_type: str, part: Any, config: Any, table: Any, run: Any = forward.vision_tower) -> Architecture:
+    """A class of one vision tower: part <- config.json, config.json <- part."""
+    name = "encoders.image"
+    return Architecture(model_type, lambda file: {name: part(file)}, lambda parts: config(parts[name]), table, run)
+
+
+def _text_tower(model_type: str, part: Any, config: Any, table: Any, run: Any = forward.text_tower) -> Architecture:
+    """A class of one text tower."""
+    name = "encoders.text"
+    return Architecture(model_type, lambda file: {name: part(file)}, lambda parts: config(parts[name]), table, run)
+
+
 ARCHITECTURES: dict[str, Architecture] = {
     "OPTForCausalLM": _language_model("opt"),
     "LlamaForCausalLM": _language_model("llama"),
@@ -113,6 +156,51 @@ ARCHITECTURES: dict[str, Architecture] = {
     "Blip2ForImageTextRetrieval": Architecture(
         "blip-2", blip2.retrieval_parts, blip2.retrieval_config,
         lambda parts: _blip2_table(parts, output_width=0), forward.retrieval,
+    ),
+    # Where two prefixes are given, files of transformers 4 have the second.
+    "ViTModel": _image_tower(
+        "vit", encoders.vit_part, encoders.vit_config, lambda parts: _image_table(parts, "vit", ("", "vit.")),
+    ),
+    "ViTForImageClassification": _image_tower(
+        "vit", encoders.classifier_part, encoders.classifier_config,
+        lambda parts: _image_table(parts, "vit", "vit.") + _CLASSIFIER, forward.classifier,
+    ),
+    "CLIPModel": Architecture("clip", encoders.clip_parts, encoders.clip_config, _clip_table, forward.dual_encoder),
+    "CLIPVisionModel": _image_tower(
+        "clip_vision_model", encoders.clip_vision_part, encoders.clip_vision_config,
+        lambda parts: _image_table(parts, "clip", ("", "vision_model.")),
+    ),
+    "CLIPVisionModelWithProjection": _image_tower(
+        "clip_vision_model", encoders.clip_vision_projected_part, encoders.clip_vision_config,
+        lambda parts: _image_table(parts, "clip", "vision_model.") + _VISUAL_PROJECTION, forward.vision_projection,
+    ),
+    "CLIPTextModel": _text_tower(
+        "clip_text_model", encoders.clip_text_part, encoders.clip_text_config,
+        lambda parts: _text_table(parts, "clip", ("", "text_model.")),
+    ),
+    "CLIPTextModelWithProjection": _text_tower(
+        "clip_text_model", encoders.clip_text_projected_part, encoders.clip_text_config,
+        lambda parts: _text_table(parts, "clip", "text_model.") + _TEXT_PROJECTION, forward.text_projection,
+    ),
+    "SiglipModel": Architecture("siglip", encoders.siglip_parts, encoders.siglip_config, _siglip_table, forward.dual_encoder),
+    "SiglipVisionModel": _image_tower(
+        "siglip_vision_model", encoders.siglip_vision_part, encoders.siglip_vision_config,
+        lambda parts: _image_table(parts, "siglip", ("", "vision_model.")),
+    ),
+    "SiglipTextModel": _text_tower(
+        "siglip_text_model", encoders.siglip_text_part, encoders.siglip_text_config,
+        lambda parts: _siglip_text_table(parts, ("", "text_model.")),
+    ),
+    "Blip2VisionModel": _image_tower(
+        "blip_2_vision_model", encoders.eva_part, encoders.eva_config,
+        lambda parts: _image_table(parts, "eva", ("", "vision_model.")), forward.eva_tower,
+    ),
+    "BertModel": _text_tower(
+        "bert", encoders.bert_part, encoders.bert_config, lambda parts: _text_table(parts, "bert", ("", "bert.")),
+    ),
+    "RobertaModel": _text_tower(
+        "roberta", encoders.roberta_part, encoders.roberta_config,
+        lambda parts: _text_table(parts, "bert", ("", "roberta.")),
     ),
 }  # fmt: skip
 
@@ -139,6 +227,8 @@ def choose(parts: Mapping[str, Mapping[str, Any]]) -> str:
     A Q-Former that reads the question makes it InstructBLIP, whatever stages trained it; one without a language model is
     scored by image-text retrieval.
     """
+    if encoders_only(parts):
+        return _choose_encoders(parts)
     connector = parts.get("connectors.image")
     if connector is None:
         model_type = language_config(parts["llm"])["model_type"]
@@ -146,3 +236,27 @@ def choose(parts: Mapping[str, Mapping[str, Any]]) -> str:
     if "llm" not in parts:
         return "Blip2ForImageTextRetrieval"
     return "InstructBlipForConditionalGeneration" if connector.get("vocab") else "Blip2ForConditionalGeneration"
+
+
+def _choose_encoders(parts: Mapping[str, Mapping[str, Any]]) -> str:
+    if "similarity" in parts:
+        return "SiglipModel" if parts["similarity"]["bias"] else "CLIPModel"
+    if len(parts) > 1:
+        raise UserError("no Hugging Face class holds two encoders that are not compared; give the parts a `similarity`")
+    image, text = parts.get("encoders.image"), parts.get("encoders.text")
+    if image is not None:
+        kinds = {
+            "CLIPVisionModelWithProjection": image["projection"],
+            "CLIPVisionModel": image["pre_norm"],
+            "SiglipVisionModel": not image["class_token"],
+            "ViTForImageClassification": image["classes"],
+            "Blip2VisionModel": image["qkv_bias"] and not image["key_bias"],
+        }
+        return next((name for name, fits in kinds.items() if fits), "ViTModel")
+    kinds = {
+        "SiglipTextModel": text["pooling"] == "last",
+        "CLIPTextModelWithProjection": text["projection"],
+        "CLIPTextModel": text["pooling"] == "end",
+        "RobertaModel": text["padding_id"] is not None,
+    }
+    return next((name for name, fits in kinds.items() if fits), "BertModel")

@@ -23,6 +23,7 @@ Parameters = dict[str, Array]
 Module = TypeVar("Module", bound=nnx.Module)
 
 normal = nnx.initializers.normal
+constant = nnx.initializers.constant
 truncated_normal = nnx.initializers.truncated_normal
 zeros = nnx.initializers.zeros_init()
 ones = nnx.initializers.ones_init()

@@ -86,3 +86,9 @@ def run(
     if records is not None:
         records.append(inputs)
     return carry, outputs
+
+
+def first(block: nnx.Module, layers: int) -> Any:
+    """The first `layers` layers of a stacked block, as a stack of their own."""
+    graphdef, state = nnx.split(block)
+    return nnx.merge(graphdef, jax.tree.map(lambda parameter: parameter[:layers], state))

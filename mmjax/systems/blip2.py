@@ -10,7 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, UInt8
 
 from mmjax.objectives.contrastive import contrastive_loss, hard_negatives, matching_loss, normalise, similarities
 from mmjax.objectives.language_modelling import next_token_loss
@@ -78,6 +78,19 @@ def stage1_sums(
         "itg_accuracy": (hits, target_mask.sum()),
     }
     return {"itc": itc, "itm": itm, "itg": itg}, metrics
+
+
+def embed_images(system: Any, images: UInt8[Array, "b height width 3"]) -> Float[Array, "b q d"]:
+    """The contrastive vectors of each image's queries, of length one."""
+    encoder, qformer = system.encoders["image"], system.connectors["image"]
+    features = encoder(encoder.pixels(images))
+    return normalise(qformer.heads.image_projection(qformer(features[:, None]).queries[:, 0]))
+
+
+def embed_texts(system: Any, tokens: Int[Array, "b u"], mask: Bool[Array, "b u"]) -> Float[Array, "b d"]:
+    """The contrastive vector of each text, of length one."""
+    qformer = system.connectors["image"]
+    return normalise(qformer.heads.text_projection(qformer(None, None, tokens[:, None], mask[:, None]).text[:, 0, 0]))
 
 
 def _captions(batch: Batch) -> tuple[Int[Array, "b u"], Bool[Array, "b u"]]:

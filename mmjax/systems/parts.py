@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from flax import nnx
 
 from mmjax.connectors.qformer import QFormer, QFormerConfig
+from mmjax.encoders.text import TextConfig, TextEncoder
 from mmjax.encoders.vit import ViT, ViTConfig
 from mmjax.layers.lora import add_lora
 from mmjax.layers.parameters import Definition, define
@@ -16,6 +17,7 @@ from mmjax.llms.llama import Llama, LlamaConfig
 from mmjax.llms.opt import OPT, OPTConfig
 from mmjax.llms.palm import PaLM, PaLMConfig
 from mmjax.llms.t5 import T5, T5Config
+from mmjax.systems.dual_encoder import DualEncoder, Similarity, SimilarityConfig
 from mmjax.systems.multimodal import MultimodalLM
 from mmjax.types import UserError
 from mmjax.types.config import from_config
@@ -24,8 +26,10 @@ Family = tuple[type, Callable[[Any], nnx.Module]]
 
 FAMILIES: dict[str, dict[str, Family]] = {
     "encoders.image": {"vit": (ViTConfig, ViT)},
+    "encoders.text": {"text": (TextConfig, TextEncoder)},
     "connectors.image": {"qformer": (QFormerConfig, QFormer)},
     "llm": {"opt": (OPTConfig, OPT), "llama": (LlamaConfig, Llama), "palm": (PaLMConfig, PaLM), "t5": (T5Config, T5)},
+    "similarity": {"exponential": (SimilarityConfig, Similarity)},
 }
 # Fields of a part that say where it comes from, not what it is.
 PROVENANCE = ("family", "source", "builder")
@@ -51,7 +55,7 @@ def reads_source(parts: Mapping[str, Mapping[str, Any]]) -> bool:
     return "llm" in parts and hasattr(FAMILIES["llm"][parts["llm"]["family"]][1], "encode")
 
 
-def build(parts: Mapping[str, Mapping[str, Any]]) -> MultimodalLM:
+def build(parts: Mapping[str, Mapping[str, Any]]) -> MultimodalLM | DualEncoder:
     """The abstract system of these parts."""
     configs = {name: part_config(name, part) for name, part in parts.items()}
     modules = {name: FAMILIES[name][parts[name]["family"]][1](config) for name, config in configs.items()}
@@ -60,7 +64,14 @@ def build(parts: Mapping[str, Mapping[str, Any]]) -> MultimodalLM:
     def of(kind: str) -> dict[str, nnx.Module]:
         return {name.removeprefix(kind): module for name, module in modules.items() if name.startswith(kind)}
 
+    if encoders_only(parts):
+        return DualEncoder(of("encoders."), modules.get("similarity"))
     return MultimodalLM(of("encoders."), of("connectors."), modules.get("llm"))
+
+
+def encoders_only(parts: Collection[str]) -> bool:
+    """Whether the parts of these names are encoders, and perhaps the comparison of their vectors."""
+    return bool(parts) and all(name.startswith("encoders.") or name == "similarity" for name in parts)
 
 
 def build_definition(
@@ -74,6 +85,8 @@ def build_definition(
 
 def _check_widths(configs: Mapping[str, Any], llm: Any) -> None:
     """Neighbouring parts must agree on the width of what they exchange."""
+    if encoders_only(configs):
+        return _check_dual(configs)
     encoder, connector = (configs.get(name) for name in ("encoders.image", "connectors.image"))
     if (encoder is None) != (connector is None):
         raise UserError("config.parts must name encoders.image and connectors.image together, or neither")
@@ -85,6 +98,17 @@ def _check_widths(configs: Mapping[str, Any], llm: Any) -> None:
                 raise UserError(f"{path}={getattr(connector, field)} must be the {neighbour}'s width, {width}")
     if connector is None and llm is None:
         raise UserError("config.parts names no llm")
+
+
+def _check_dual(configs: Mapping[str, Any]) -> None:
+    """Vectors that are compared must be equally wide."""
+    encoders = {name: config for name, config in configs.items() if name in ("encoders.image", "encoders.text")}
+    widths = {name: config.projection or config.width for name, config in encoders.items()}
+    if "similarity" in configs and (len(widths) < 2 or len(set(widths.values())) > 1):
+        raise UserError(
+            "config.parts.similarity compares the vectors of encoders.image and encoders.text, which must be equally wide; "
+            f"there is {', '.join(f'{name} with {width}' for name, width in widths.items()) or 'neither'}"
+        )
 
 
 def config_dict(config: Any) -> dict[str, Any]:

@@ -19,11 +19,12 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Array
 
+from mmjax.interop.image_size import with_image_size
 from mmjax.interop.pretrained import from_pretrained
 from mmjax.layers.parameters import Definition, Parameters
 from mmjax.parallel.axes import shardings
 from mmjax.parallel.mesh import make_mesh
-from mmjax.systems.parts import build_definition
+from mmjax.systems.parts import build_definition, encoders_only
 from mmjax.training.optimizer import Optimizer, make_optimizer
 from mmjax.training.rules import Resolved, resolve
 from mmjax.training.stage import Experiment, Stage
@@ -64,6 +65,8 @@ def assemble(experiment: Experiment, stage: Stage, mesh: Mesh | None = None) -> 
     Raises:
       UserError: the parts, rules or mesh do not fit.
     """
+    if encoders_only(experiment.parts):
+        raise UserError("config.parts names no llm")
     definition = build_definition(experiment.parts, stage.lora, stage.lora_alpha)
     rules = resolve(stage, definition.specs)
     mesh = make_mesh(dataclasses.asdict(stage.mesh), stage=stage.name) if mesh is None else mesh
@@ -102,7 +105,7 @@ def fill(assembly: Assembly, experiment: Experiment, trained: Mapping[str, Array
     for name, part in experiment.parts.items():
         wanted = [path for path in paths if path not in values and path.startswith(f"{name}.")]
         if part.get("source") and wanted:
-            values |= _read_source(assembly, name, part["source"], wanted)
+            values |= _read_source(assembly, name, part, wanted)
     values = {path: _place(assembly, path, value) for path, value in values.items()}
     rest = {path: specs[path] for path in paths if path not in values}
     if rest:
@@ -131,9 +134,15 @@ def _place(assembly: Assembly, path: str, value: Array) -> Array:
     return jax.device_put(value.astype(jnp.dtype(assembly.rules.dtype[path])), assembly.shardings[path])
 
 
-def _read_source(assembly: Assembly, part: str, source: str, paths: Collection[str]) -> dict[str, Array]:
-    """A part's weights from a directory in Hugging Face layout; what that directory does not store is left to be drawn."""
+def _read_source(assembly: Assembly, part: str, config: Mapping[str, Any], paths: Collection[str]) -> dict[str, Array]:
+    """A part's weights from a directory in Hugging Face layout; what that directory does not store is left to be drawn.
+
+    An image encoder that is to read pictures of another size than the stored one gets its positions resized.
+    """
+    source = config["source"]
     model = from_pretrained(source, mesh=assembly.mesh)
+    if part == "encoders.image" and part in model.config["parts"]:
+        model = with_image_size(model, config["image_size"])
     absent: Any = model.config.get("absent", ())
     found = {path: model.parameters[path] for path in paths if path in model.parameters and path not in absent}
     if not found:

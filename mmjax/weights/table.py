@@ -28,8 +28,11 @@ log = logging.getLogger(__name__)
 
 # Tensors that files may hold and nobody needs: tables that are computed, buffers of old releases.
 IGNORABLE = (
-    r".*\.rotary_emb\.inv_freq", r".*\bposition_ids", r".*\.EncDecAttention\.relative_attention_bias\.weight",
+    r".*\.rotary_emb\.inv_freq", r".*\b(position|token_type)_ids", r".*\.EncDecAttention\.relative_attention_bias\.weight",
 )  # fmt: skip
+
+
+Spelling = str | tuple[str, ...]  # a key, or the several that it has in files of different releases
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,7 +74,7 @@ class Entry:
     """
 
     ours: str | None
-    theirs: str | tuple[str, ...]
+    theirs: Spelling
     transform: Transform = COPY
     layers: Sequence[int] | None = None
     part: tuple[int, int] = (0, 1)
@@ -80,10 +83,9 @@ class Entry:
 
     def keys(self) -> list[tuple[str, ...]]:
         """The spellings of their key, for each of our layers."""
-        spellings = (self.theirs,) if isinstance(self.theirs, str) else self.theirs
         if self.layers is None:
-            return [spellings]
-        return [tuple(spelling.format(layer=layer) for spelling in spellings) for layer in self.layers]
+            return [spellings(self.theirs)]
+        return [tuple(key.format(layer=layer) for key in spellings(self.theirs)) for layer in self.layers]
 
     def shape(self, spec: ParameterSpec) -> tuple[int, ...]:
         """The shape of one layer of ours without the padding of the vocabulary."""
@@ -110,28 +112,37 @@ class Entry:
 Table = list[Entry]
 
 
-def linear(ours: str, theirs: str, *, bias: bool = True, layers: Sequence[int] | None = None) -> Table:
+def spellings(theirs: Spelling) -> tuple[str, ...]:
+    """All spellings of a key."""
+    return (theirs,) if isinstance(theirs, str) else theirs
+
+
+def _within(stems: Spelling, name: str) -> Spelling:
+    """The keys of a tensor inside their module, for each spelling of the module."""
+    return f"{stems}.{name}" if isinstance(stems, str) else tuple(f"{stem}.{name}" for stem in stems)
+
+
+def linear(ours: str, theirs: Spelling, *, bias: bool = True, layers: Sequence[int] | None = None) -> Table:
     """Entries of a linear layer, whose weight torch stores as [outputs, inputs]."""
-    kernel = Entry(f"{ours}.kernel", f"{theirs}.weight", TRANSPOSE, layers)
-    return [kernel, Entry(f"{ours}.bias", f"{theirs}.bias", layers=layers)] if bias else [kernel]
+    kernel = Entry(f"{ours}.kernel", _within(theirs, "weight"), TRANSPOSE, layers)
+    return [kernel, Entry(f"{ours}.bias", _within(theirs, "bias"), layers=layers)] if bias else [kernel]
 
 
-def norm(ours: str, theirs: str, *, bias: bool = True, layers: Sequence[int] | None = None) -> Table:
+def norm(ours: str, theirs: Spelling, *, bias: bool = True, layers: Sequence[int] | None = None) -> Table:
     """Entries of a normalisation layer."""
-    scale = Entry(f"{ours}.scale", f"{theirs}.weight", layers=layers)
-    return [scale, Entry(f"{ours}.bias", f"{theirs}.bias", layers=layers)] if bias else [scale]
+    scale = Entry(f"{ours}.scale", _within(theirs, "weight"), layers=layers)
+    return [scale, Entry(f"{ours}.bias", _within(theirs, "bias"), layers=layers)] if bias else [scale]
 
 
-def prefixed(table: Iterable[Entry], ours: str, theirs: str) -> Table:
-    """The table of a part, as it stands inside a whole: `ours` and `theirs` come before every path and key."""
+def prefixed(table: Iterable[Entry], ours: str, theirs: Spelling) -> Table:
+    """The table of a part, as it stands inside a whole: `ours` and `theirs` come before every path and key.
+
+    Several spellings of `theirs` are all read; the first is written.
+    """
 
     def moved(entry: Entry) -> Entry:
-        spellings = (entry.theirs,) if isinstance(entry.theirs, str) else entry.theirs
-        return dataclasses.replace(
-            entry,
-            ours=None if entry.ours is None else ours + entry.ours,
-            theirs=tuple(theirs + spelling for spelling in spellings),
-        )
+        keys = tuple(prefix + key for prefix in spellings(theirs) for key in spellings(entry.theirs))
+        return dataclasses.replace(entry, ours=None if entry.ours is None else ours + entry.ours, theirs=keys)
 
     return [moved(entry) for entry in table]
 

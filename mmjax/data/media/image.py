@@ -6,6 +6,7 @@ fetched: whoever serves requests downloads under its own rules first.
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import os
 
@@ -18,6 +19,9 @@ from mmjax.types import UserError
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF")
 MAX_PIXELS = 32_000_000
 EXIF = {"exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp"}  # where an orientation can be said
+
+BILINEAR, BICUBIC = int(Image.Resampling.BILINEAR), int(Image.Resampling.BICUBIC)
+FILTERS = tuple(int(resampling) for resampling in Image.Resampling)
 
 Pixels = UInt8[np.ndarray, "height width 3"]
 
@@ -73,11 +77,50 @@ def decode_image(data: Encoded, *, name: str = "", max_pixels: int = MAX_PIXELS)
         raise ImageError("damaged", f"{name}: damaged or truncated image ({error})") from None
 
 
+@dataclasses.dataclass(frozen=True)
+class ImageTransform:
+    """From a picture of any size to the size that an encoder reads.
+
+    Args:
+      resize: (height, width), whatever the aspect ratio, or the length of the shorter side; None = as it is.
+      crop: (height, width) cut out of the middle, after the resize; what lies outside of a smaller picture is black.
+      resample: number of PIL's filter.
+    """
+
+    resize: tuple[int, int] | int | None
+    crop: tuple[int, int] | None = None
+    resample: int = BICUBIC
+
+
+def transform_image(image: Pixels, transform: ImageTransform) -> UInt8[np.ndarray, "new_height new_width 3"]:
+    """Resizes with PIL's filter, then crops: byte for byte what the image processors of transformers make with PIL."""
+    if transform.resize is not None:
+        height, width = _resized(image.shape[:2], transform.resize)
+        if (height, width) != image.shape[:2]:
+            image = np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling(transform.resample)))
+    return image if transform.crop is None else _crop(image, *transform.crop)
+
+
 def resize_image(image: Pixels, size: int) -> UInt8[np.ndarray, "size size 3"]:
     """Resizes to a square of `size` pixels with PIL's bicubic filter; the aspect ratio is not kept, as in BLIP-2."""
-    if image.shape[:2] == (size, size):
-        return image
-    return np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.BICUBIC))
+    return transform_image(image, ImageTransform((size, size)))
+
+
+def _resized(shape: tuple[int, int], resize: tuple[int, int] | int) -> tuple[int, int]:
+    if not isinstance(resize, int):
+        return resize
+    shorter = min(shape)
+    height, width = (resize if side == shorter else int(resize * side / shorter) for side in shape)
+    return height, width
+
+
+def _crop(image: Pixels, height: int, width: int) -> UInt8[np.ndarray, "new_height new_width 3"]:
+    """The middle of a picture; odd rests leave one pixel more at the end, odd margins one more at the beginning."""
+    rows, columns = image.shape[:2]
+    around = [(-(-max(wanted - size, 0) // 2), max(wanted - size, 0) // 2) for wanted, size in ((height, rows), (width, columns))]
+    padded = np.pad(image, (*around, (0, 0)))
+    top, left = max(rows - height, 0) // 2, max(columns - width, 0) // 2
+    return padded[top : top + height, left : left + width]
 
 
 def _read(path: str, name: str) -> bytes:
