@@ -125,7 +125,8 @@ def _slots(tokens: Int[Array, "b t"]) -> Int[Array, "b t"]:
 def vision_tower(system: Any, inputs: Inputs, config: Mapping[str, Any]) -> Outputs:
     """ViTModel, CLIPVisionModel and SiglipVisionModel: pixel_values [b 3 height width] -> last_hidden_state, pooler_output.
 
-    With output_hidden_states also hidden_states [1 + layers, b, p, d]; with interpolate_pos_encoding pictures of any size.
+    With output_hidden_states also hidden_states: what each layer reads, and the last one's output; with
+    interpolate_pos_encoding pictures of any size.
     """
     tower = system.encoders["image"]
     outputs = _vision(tower, inputs)
@@ -161,7 +162,7 @@ def text_tower(system: Any, inputs: Inputs, config: Mapping[str, Any]) -> Output
     Inputs: input_ids, attention_mask, token_type_ids, position_ids [b t], output_hidden_states.
 
     Returns:
-      last_hidden_state, pooler_output, and hidden_states [1 + layers, b, t, d] where they are asked for.
+      last_hidden_state, pooler_output, and hidden_states where they are asked for, as of `vision_tower`.
     """
     tower = system.encoders["text"]
     outputs = _text(tower, inputs)
@@ -209,4 +210,4 @@ def _features(tower: Any, inputs: Inputs, *arguments: Any) -> Outputs:
         return {"last_hidden_state": tower.finish(tower.encode(*arguments))}
     with stack.record() as read:
         last = tower.encode(*arguments)
-    return {"last_hidden_state": tower.finish(last), "hidden_states": jnp.concatenate([*read, last[None]])}
+    return {"last_hidden_state": tower.finish(last), "hidden_states": (*read[0], last)}

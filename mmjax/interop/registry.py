@@ -94,10 +94,11 @@ class Architecture:
     forward: Callable[[Any, Mapping[str, Any], Mapping[str, Any]], dict[str, Any]]
 
     def settled(self, parts: Parts, tensors: Tensors) -> Parts:
-        """The parts with what only the files tell: poolers, biases, and whether the language model's head is tied.
+        """The parts with what only the files tell: poolers (`mmjax.interop.encoders.as_stored`), and whether the language
+        model's head is tied.
 
-        The config's flag for the head is not enough: it has meant several things, and `transformers` itself goes by the files.
-        A head that they lack is the token embedding; one that differs from it is a head of its own.
+        The config's flag for that is not enough: it has meant several things, and `transformers` itself goes by the files. A
+        head that they lack is the token embedding; one that differs from it is a head of its own.
 
         Args:
           parts: of the config.

@@ -339,5 +339,5 @@ def _written(entry: Entry, layer: int, parameters: Parameters, specs: Mapping[st
     value, spec = parameters[entry.ours], specs[entry.ours]
     if spec.stacked:
         value = jax.lax.dynamic_index_in_dim(jnp.asarray(value), jnp.int32(layer), keepdims=False)
-    value = np.asarray(value)[tuple(slice(size) for size in entry.shape(spec))]
+    value = np.asarray(value)[(..., *(slice(size) for size in entry.shape(spec)))]  # with "...", a view even of a scalar
     return entry.transform.write(value)
