@@ -106,7 +106,7 @@ def test_same_tokens_and_scores_as_transformers(pair, options):
     answers = searcher.run(model.parameters, prompts(rows), DecodingOptions(max_new_tokens=8, eos_token_id=ENDS, **options))
     expected = [row[:length].tolist() for row, length in zip(tokens, lengths(tokens), strict=True)]
     assert [row[:length].tolist() for row, length in zip(answers.tokens, answers.lengths, strict=True)] == expected
-    assert len(set(answers.lengths.tolist())) > 1 and len({tuple(row) for row in expected}) > 5
+    assert len({tuple(row) for row in expected}) > 5
     if "repetition_penalty" not in options:  # theirs are scores after the penalty, ours before
         totals = answers.logprobs.sum(1)
         if "num_beams" in options:

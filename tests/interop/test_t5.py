@@ -11,8 +11,11 @@ import transformers
 from safetensors.numpy import load_file, save_file
 
 import mmjax
+from mmjax.data.processor import Processor
 from mmjax.interop import hf_forward
-from mmjax.types import UserError
+from mmjax.systems.parts import build_definition
+from mmjax.types import Model, UserError
+from tests.decoding import world
 
 TINY = {
     "vocab_size": 50, "d_model": 24, "d_kv": 10, "d_ff": 44, "num_layers": 3, "num_decoder_layers": 2, "num_heads": 3,
@@ -146,3 +149,32 @@ def test_ids_outside_the_vocabulary_are_refused(tmp_path):
     model, arrays = mmjax.from_pretrained(tmp_path), inputs()
     with pytest.raises(UserError, match="decoder_input_ids: expected ids from 0 to 49, got"):
         hf_forward(model, {**arrays, "decoder_input_ids": arrays["decoder_input_ids"] + 20})
+
+
+def test_an_exported_model_reads_and_answers_as_ours(tmp_path):
+    """From text: their tokenizer ends the source, their generation begins with the pad token, as ours do."""
+    parts = {"llm": {"family": "t5", "vocab": 25, "width": 16, "layers": 2, "decoder_layers": 2, "heads": 2, "ffn": 32}}
+    definition, generator = build_definition(parts), np.random.default_rng(0)
+    parameters = {path: world.draw(path, definition.specs[path].shape, generator) for path in sorted(definition.specs)}
+    processor = Processor(world.make_tokenizer(), encoder_decoder=True)
+    model = Model(definition, parameters, processor, {"parts": parts})
+    export = mmjax.save_pretrained(model, tmp_path)
+    assert export.architecture == "T5ForConditionalGeneration" and export.left_out == ()
+    prompts = ["question: how many red? answer:", "is there blue?"]
+    inputs = transformers.AutoTokenizer.from_pretrained(tmp_path)(prompts, return_tensors="pt", padding=True)
+    reference = transformers.T5ForConditionalGeneration.from_pretrained(tmp_path).eval()
+    output = reference.generate(
+        input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], max_new_tokens=5, do_sample=False
+    )
+    for again in (model, mmjax.from_pretrained(tmp_path)):
+        batch = again.processor.prompts(prompts)
+        width = inputs["input_ids"].shape[1]
+        np.testing.assert_array_equal(batch.source.tokens[:, :width], inputs["input_ids"])
+        np.testing.assert_array_equal(batch.source.segments[:, :width], inputs["attention_mask"])
+        answers = mmjax.generate(again, prompts, max_new_tokens=5)
+        for answer, row in zip(answers, output[:, 1:].tolist(), strict=True):
+            assert list(answer.tokens) == row[: len(answer.tokens)] and len(answer.tokens) > 0
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"decoder_start_token_id": 7}))
+    with pytest.raises(UserError, match="decoder_start_token_id=7; only the pad token, 1, can begin"):
+        mmjax.from_pretrained(tmp_path)
