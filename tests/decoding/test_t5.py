@@ -142,7 +142,7 @@ def test_a_row_sees_neither_neighbours_nor_padding(pair, options):
     for i, row in enumerate(rows):
         alone = searcher.run(model.parameters, prompts([row]), options, seeds=seeds[i : i + 1])
         np.testing.assert_array_equal(together.tokens[i], alone.tokens[0])
-        np.testing.assert_allclose(together.logprobs[i], alone.logprobs[0], atol=1e-5)
+        np.testing.assert_allclose(together.logprobs[i], alone.logprobs[0], atol=1e-4)
 
 
 def test_the_loop_neither_encodes_nor_projects_the_source_again(pair):
