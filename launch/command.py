@@ -17,6 +17,7 @@ from typing import Any
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
+from mmjax.interop.hub import ADAPTER, is_hub_id
 from mmjax.training.stage import Experiment
 from mmjax.types.config import from_config, read_literal, suggest, to_dict
 from mmjax.types.errors import UserError
@@ -59,13 +60,13 @@ def experiment() -> Experiment:
 
 
 def check_model(flag: str, directory: str) -> None:
-    """Raises UserError unless a directory can be a run's workdir or a saved model.
+    """Raises UserError unless a directory can be a run's workdir, a saved model or an adapter, or its name is a hub id.
 
     Args:
       flag: the flag that named it, for the message.
       directory: what it named.
     """
-    if not (Path(directory) / "config.json").is_file():
+    if not is_hub_id(directory) and not any((Path(directory) / name).is_file() for name in ("config.json", ADAPTER)):
         what = "has no config.json: it is neither a run nor a saved model" if Path(directory).is_dir() else "no such directory"
         raise UserError(f"--{flag}={directory}: {what}; name the --workdir of a training run")
 

@@ -1,6 +1,8 @@
-"""Converts: `python -m launch.convert --source=DIR --target=DIR [--to=hf]`.
+"""Converts: `python -m launch.convert --source=DIR --target=DIR [--to=hf|peft] [--base=DIR] [--pickle]`.
 
-The source is a run's workdir or a model in Hugging Face layout; the target is a new directory in Hugging Face layout.
+The source is a run's workdir, a model in Hugging Face layout (a directory or a hub id), or a PEFT adapter. The target is a new
+directory that `transformers` loads, LoRA adapters merged (`--to=hf`), or that `peft` loads on the base model: the adapters
+together with every other weight that differs from the base's (`--to=peft`).
 """
 
 from __future__ import annotations
@@ -12,9 +14,13 @@ from absl import flags
 from launch import command
 from mmjax.types.errors import UserError
 
-SOURCE = flags.DEFINE_string("source", None, "directory of a run or of a saved model", required=True)
+SOURCE = flags.DEFINE_string(
+    "source", None, "directory of a run, of a saved model or of an adapter, or a hub id", required=True
+)
 TARGET = flags.DEFINE_string("target", None, "directory to write, new or empty", required=True)
-TO = flags.DEFINE_enum("to", "hf", ["hf"], "layout of the target")
+TO = flags.DEFINE_enum("to", "hf", ["hf", "peft"], "layout of the target: a whole model, or an adapter of its base")
+BASE = flags.DEFINE_string("base", None, "base of the adapter that is read or written; default: the one that the source names")
+PICKLE = flags.DEFINE_bool("pickle", False, "read pickled weights (.bin); nothing but tensors is let through")
 
 
 def main() -> None:
@@ -24,9 +30,19 @@ def main() -> None:
         raise UserError(f"--target={target}: exists and is not an empty directory; name a new one")
     import mmjax
 
-    mmjax.save_pretrained(mmjax.from_pretrained(SOURCE.value), str(target))
-    for file in sorted(path for path in target.rglob("*") if path.is_file()):
-        print(f"{file.stat().st_size:>14,} bytes  {file}")
+    adapts = (Path(SOURCE.value) / "adapter_config.json").is_file()
+    model = mmjax.from_pretrained(SOURCE.value, base=BASE.value if adapts else None, pickle=PICKLE.value)
+    base = None
+    if TO.value == "peft" and (base := BASE.value or mmjax.interop.base_of(model)) is None:
+        raise UserError("--to=peft: the source names no single base model; give --base=DIR")
+    export = mmjax.save_pretrained(model, target, base=base)
+    print(f"{export.architecture}, {'an adapter of ' + str(base) if base else 'the whole model'}")
+    for file in export.files:
+        print(f"{file.stat().st_size:>16,} bytes  {file}")
+    print(f"{sum(file.stat().st_size for file in export.files):>16,} bytes  in all")
+    for what, names in (("not read", model.config.get("unread", ())), ("not written", export.left_out)):
+        for name in names:
+            print(f"{what}, since {export.architecture} has no place for it: {name}")
 
 
 if __name__ == "__main__":

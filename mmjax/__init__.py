@@ -30,13 +30,23 @@ _PUBLIC = {
 __all__ = ["embed", "evaluate", "from_pretrained", "generate", "interop", "save_pretrained", "score", "train", "types"]
 
 
-def from_pretrained(source: str | Path, dtype: Any = None, mesh: Mesh | None = None) -> Model:
+def from_pretrained(
+    source: str | Path,
+    dtype: Any = None,
+    mesh: Mesh | None = None,
+    *,
+    base: str | Path | None = None,
+    pickle: bool = False,
+) -> Model:
     """Loads a model.
 
     Args:
-      source: a directory in Hugging Face layout, or the workdir of a run, which gives the model after its last stage.
+      source: a directory in Hugging Face layout, the id of one on the Hugging Face hub, a PEFT adapter, or the workdir of a
+        run, which gives the model after its last stage.
       dtype: of the parameters; None keeps that of the files.
       mesh: how to shard them; None = the default device.
+      base: what an adapter adapts; None = what its config names.
+      pickle: read pickled weights (.bin), of which nothing but tensors is let through.
 
     Returns:
       The model, with its processor where the directory has tokenizers.
@@ -52,7 +62,7 @@ def from_pretrained(source: str | Path, dtype: Any = None, mesh: Mesh | None = N
         is_workdir = False  # the reader below says what is wrong
     if is_workdir:
         return importlib.import_module("mmjax.training.run").load_model(source, dtype=dtype, mesh=mesh)
-    return pretrained.from_pretrained(source, dtype=dtype, mesh=mesh)
+    return pretrained.from_pretrained(source, dtype=dtype, mesh=mesh, base=base, pickle=pickle)
 
 
 def __getattr__(name: str) -> Any:

@@ -12,16 +12,17 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from mmjax.interop import processors
+from mmjax.interop import adapter_reader, adapter_writer, adapters, hub, processors
 from mmjax.interop.registry import ARCHITECTURES, choose, recognise
-from mmjax.layers.lora import merge_lora
+from mmjax.layers.lora import add_lora, lora_scales, merge_lora
 from mmjax.layers.parameters import Definition, Parameters, define
 from mmjax.parallel.axes import shardings
 from mmjax.systems.parts import PROVENANCE, build, config_dict, part_config
 from mmjax.types import UserError
 from mmjax.types.config import suggest
 from mmjax.types.model import Model
-from mmjax.weights import safetensors, table
+from mmjax.weights import pickles, safetensors, table
+from mmjax.weights.safetensors import Tensors
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,13 +40,23 @@ class Export:
     left_out: tuple[str, ...]
 
 
-def from_pretrained(source: str | Path, dtype: Any = None, mesh: Mesh | None = None) -> Model:
-    """Reads a directory in Hugging Face layout.
+def from_pretrained(
+    source: str | Path,
+    dtype: Any = None,
+    mesh: Mesh | None = None,
+    *,
+    base: str | Path | None = None,
+    pickle: bool = False,
+) -> Model:
+    """Reads a directory in Hugging Face layout, or a PEFT adapter and its base.
 
     Args:
-      source: holds config.json and safetensors, and tokenizers where the model is to be used with text.
+      source: directory or hub id. It holds config.json and safetensors, and tokenizers where the model is to be used with
+        text; or adapter_config.json and the adapter's weights, which stay adapters in the model.
       dtype: of the parameters; None keeps that of the files.
       mesh: each device gets its own slices, straight from the files; None = the default device.
+      base: what an adapter adapts; None = what its config names.
+      pickle: read pickled weights (.bin), of which nothing but tensors is let through.
 
     Returns:
       The model. Parameters that its class does not store (the temperature and captioning head of BLIP-2's stage 1) are drawn
@@ -54,30 +65,51 @@ def from_pretrained(source: str | Path, dtype: Any = None, mesh: Mesh | None = N
     Raises:
       UserError: no such directory, an unsupported model, or weights that do not fit the config.
     """
-    directory = Path(source)
+    directory = given = hub.local_directory(source, pickle=pickle)
+    is_adapter = (directory / adapters.CONFIG).is_file()
+    if is_adapter:
+        directory = hub.local_directory(base or adapters.base_of(directory), pickle=pickle)
+        if not directory.is_dir():
+            raise UserError(
+                f"the adapter {source} is for {directory}, which is not here; give its directory, as base= or --base"
+            )
+    elif base is not None:
+        raise UserError(f"{source} holds no {adapters.CONFIG}, so that it adapts nothing: leave base={base} out")
     config = processors.read_json(directory / "config.json")
     name = recognise(config)
     try:
         parts = ARCHITECTURES[name].parts(config)
     except KeyError as error:
         raise UserError(f"{directory / 'config.json'} lacks {error}, which {name} needs") from None
-    tensors = safetensors.open_directory(directory)
+    tensors = _open(directory, pickle=pickle)
     parts, transform = processors.with_image_processor(ARCHITECTURES[name].settled(parts, tensors), directory, name)
-    definition = define(build(parts))
+    rows, system, adapter = ARCHITECTURES[name].table(parts), build(parts), None
+    if is_adapter:
+        adapter = adapter_reader.read(given, _open(given, pickle=pickle, adapter=True), rows, define(system).specs)
+        tensors = Tensors(directory, {**tensors, **adapter.copies})
+        add_lora(system, adapter.rules)
+    definition = define(system)
     placement = None if mesh is None else shardings(definition.specs, mesh)
-    parameters = table.read(ARCHITECTURES[name].table(parts), tensors, definition.specs, dtype, placement)
+    parameters = table.read(rows, tensors, definition.specs, dtype, placement)
+    if adapter is not None:
+        parameters |= _placed(adapter.factors, dtype, placement)
     absent = {path: spec for path, spec in definition.specs.items() if path not in parameters}
-    parameters |= _initialised(Definition(definition.graphdef, absent), dtype, placement)
-    return Model(
-        definition,
-        parameters,
-        processors.load(directory, config, parts, transform),
-        {"parts": parts, "architecture": name, "hf_config": config, "source": str(source), "absent": tuple(absent)},
-    )
+    parameters |= _placed(Definition(definition.graphdef, absent).initialise(jax.random.key(0)), dtype, placement)
+    details = {"parts": parts, "architecture": name, "hf_config": config, "source": str(source), "absent": tuple(absent)}
+    details["unread"] = table.unread(rows, tensors)
+    if adapter is not None:
+        details["base"] = str(directory)
+    tokenizers = given if (given / "tokenizer.json").is_file() else directory
+    return Model(definition, parameters, processors.load(tokenizers, config, parts, transform), details)
 
 
-def _initialised(definition: Definition, dtype: Any, placement: Mapping[str, Any] | None) -> Parameters:
-    values = definition.initialise(jax.random.key(0))
+def _open(directory: Path, *, pickle: bool, adapter: bool = False) -> Tensors:
+    if pickle and not any(directory.glob("*.safetensors")):
+        return pickles.open_directory(directory, adapters.STEM if adapter else "pytorch_model")
+    return safetensors.open_directory(directory, adapters.STEM if adapter else "model")
+
+
+def _placed(values: Mapping[str, Any], dtype: Any, placement: Mapping[str, Any] | None) -> Parameters:
     return {
         path: jax.device_put(value if dtype is None else value.astype(dtype), placement and placement[path])
         for path, value in values.items()
@@ -100,7 +132,8 @@ def describe(model: Model, architecture: str | None = None) -> tuple[str, dict[s
         raise UserError(f"architecture={name!r} is not supported{suggest(name, ARCHITECTURES)}")
     original = model.config.get("hf_config", {}) if name == model.config.get("architecture") else {}
     config = _merge(original, ARCHITECTURES[name].config(parts)) | {"architectures": [name]}
-    config["dtype"] = str(np.dtype(jnp.result_type(*(value.dtype for value in model.parameters.values()))))
+    weights = [value.dtype for path, value in model.parameters.items() if ".lora_" not in path]
+    config["dtype"] = str(np.dtype(jnp.result_type(*weights)))
     return name, processors.with_token_ids(config, model.processor)
 
 
@@ -123,41 +156,55 @@ def _merge(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def save_pretrained(
-    model: Model, directory: str | Path, *, architecture: str | None = None, shard_bytes: int = safetensors.SHARD_BYTES
+    model: Model,
+    directory: str | Path,
+    *,
+    architecture: str | None = None,
+    shard_bytes: int = safetensors.SHARD_BYTES,
+    base: str | Path | None = None,
 ) -> Export:
-    """Writes a directory that `transformers` loads: config, weights, tokenizers, processor.
+    """Writes a directory that `transformers` or `peft` loads: config, weights, tokenizers, processor.
 
     Args:
-      model: adapters are merged into their weights.
+      model: read or trained.
       directory: made where it does not exist.
       architecture: a class of `mmjax.interop.registry.ARCHITECTURES`; None = as `describe` says. A BLIP-2 whose Q-Former
         reads the question is written as InstructBLIP, the class that computes the same.
       shard_bytes: weights above this size are spread over several files.
+      base: None = the whole model, its adapters merged into their weights. A directory in Hugging Face layout, or hub id =
+        a PEFT adapter of it: the LoRA adapters together with every other weight that differs from the base's.
 
     Returns:
       The class, the files, and the parameters that the class has no place for.
+
+    Raises:
+      UserError: no such class, or a base of another one.
     """
     directory = Path(directory)
     name, config = describe(model, architecture)
-    rows = ARCHITECTURES[name].table(resolved_parts(model))
-    parameters = _merged(model)
-    files = safetensors.save_directory(
-        directory, table.write(rows, parameters, model.definition.specs), shard_bytes=shard_bytes
-    )
-    files.append(processors.write_json(directory / "config.json", config))
-    files += processors.save(directory, name, config, resolved_parts(model), model.processor)
+    parts, specs = resolved_parts(model), model.definition.specs
+    rows, scales = ARCHITECTURES[name].table(parts), lora_scales(model.definition)
+    if base is None:
+        parameters = merge_lora(dict(model.parameters), scales)
+        files = safetensors.save_directory(directory, table.write(rows, parameters, specs), shard_bytes=shard_bytes)
+        files.append(processors.write_json(directory / "config.json", config))
+    else:
+        parameters = {path: value for path, value in model.parameters.items() if ".lora_" not in path}
+        folder = hub.local_directory(base)
+        if (other := recognise(processors.read_json(folder / "config.json"))) != name:
+            raise UserError(f"the base {base} is of the class {other}, the model of {name}: it cannot be its adapter")
+        task = "CAUSAL_LM" if name.endswith("ForCausalLM") else None
+        weights = safetensors.open_directory(folder)
+        files = adapter_writer.write(directory, str(base), weights, rows, dict(model.parameters), specs, scales, task)
+    files += processors.save(directory, name, config, parts, model.processor)
     written = {row.ours for row in rows}
     return Export(name, tuple(files), tuple(path for path in parameters if path not in written))
 
 
-def _merged(model: Model) -> Parameters:
-    adapters = [path for path in model.parameters if path.endswith(".lora_a")]
-    if not adapters:
-        return dict(model.parameters)
-    layer: Any = model.definition.bind(model.parameters)
-    for key in adapters[0].split(".")[:-1]:
-        layer = layer[int(key)] if key.isdigit() else layer[key] if isinstance(layer, Mapping) else getattr(layer, key)
-    return merge_lora(dict(model.parameters), layer.lora_scale * model.parameters[adapters[0]].shape[-1])
+def base_of(model: Model) -> str | None:
+    """The directory or hub id that a model is an adaptation of: of the adapter that it was read from, else of all its parts."""
+    sources = {part.get("source") for part in model.config["parts"].values()}
+    return model.config.get("base") or (sources.pop() if len(sources) == 1 else None)
 
 
 def hf_forward(model: Model, inputs: Mapping[str, Any]) -> dict[str, np.ndarray | tuple[np.ndarray, ...]]:

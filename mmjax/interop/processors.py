@@ -99,6 +99,11 @@ def load(
         raise UserError(
             f"{directory}: decoder_start_token_id={start}; only the pad token, {llm.pad_token_id}, can begin a decoder's text"
         )
+    if "llm" in parts and (last := max(llm.get_vocab().values(), default=0)) >= (rows := parts["llm"]["vocab"]):
+        raise UserError(
+            f"the tokenizer in {directory} has ids up to {last}, the embedding table has {rows} rows (vocab_size in "
+            "config.json): they are not of one model"
+        )
     return Processor(
         llm,
         tokenizer,

@@ -219,7 +219,8 @@ def recognise(config: Mapping[str, Any]) -> str:
     of_type = [name for name, entry in ARCHITECTURES.items() if entry.model_type == config.get("model_type")]
     if of_type and not config.get("architectures"):
         return of_type[0]
-    raise UserError(f"config.json asks for {asked!r}, which is not supported{suggest(str(asked), ARCHITECTURES)}")
+    known = f"; there are {', '.join(ARCHITECTURES)}"
+    raise UserError(f"config.json asks for {asked!r}, which is not supported{suggest(str(asked), ARCHITECTURES) or known}")
 
 
 def choose(parts: Mapping[str, Mapping[str, Any]]) -> str:

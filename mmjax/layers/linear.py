@@ -44,6 +44,14 @@ class Linear(nnx.Module):
             y = y + self.lora_scale * ((x @ self.lora_a[...].astype(x.dtype)) @ self.lora_b[...].astype(x.dtype))
         return y
 
+    @property
+    def matrix(self) -> Float[Array, "*layers inputs outputs"]:
+        """W with its adapter added, for a caller that multiplies by itself."""
+        kernel = self.kernel[...]
+        if self.lora_a is None or self.lora_b is None:
+            return kernel
+        return kernel + (self.lora_scale * (self.lora_a[...] @ self.lora_b[...])).astype(kernel.dtype)
+
     def add_lora(self, rank: int, scale: float) -> None:
         """Adds a fresh adapter: A uniform by fan-in, B zero, so that it changes nothing yet."""
         *layers, inputs, outputs = self.kernel.get_value().shape

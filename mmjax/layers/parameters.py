@@ -104,11 +104,11 @@ class Definition:
     graphdef: Any
     specs: dict[str, ParameterSpec]
 
-    def bind(self, parameters: Mapping[str, Array], compute_dtype: Any = None) -> Any:
+    def bind(self, parameters: Mapping[str, Any], compute_dtype: Any = None) -> Any:
         """The module with these parameters, to be called inside a pure (jitted) function.
 
         Args:
-          parameters: an array for each path of `specs`.
+          parameters: an array for each path of `specs`, or its shape where the module is only looked at.
           compute_dtype: floating-point matrices (unstacked rank ≥ 2) are cast to it; vectors keep their dtype, since the
             norms that use them compute in float32.
         """
@@ -116,7 +116,7 @@ class Definition:
         if missing:
             raise ValueError(f"{len(missing)} parameters are missing, the first is {missing[0]!r}")
 
-        def cast(path: str) -> Array:
+        def cast(path: str) -> Any:
             value = parameters[path]
             is_matrix = len(self.specs[path].unstacked_shape) >= 2 and jnp.issubdtype(value.dtype, jnp.floating)
             return value.astype(compute_dtype) if compute_dtype is not None and is_matrix else value

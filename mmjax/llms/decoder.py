@@ -96,7 +96,7 @@ class Decoder(nnx.Module):
 
     def logits(self, hidden: Float[Array, "*batch d"]) -> Float[Array, "*batch vocab"]:
         """Scores of the next token in float32; entries that only pad the vocabulary are −inf."""
-        head = self.token_embedding.table[...].T if self.head is None else self.head.kernel[...]
+        head = self.token_embedding.table[...].T if self.head is None else self.head.matrix
         return vocabulary_logits(hidden, head, self.config.vocab)
 
     def init_cache(self, rows: int, length: int, dtype: Any = jnp.float32) -> KVCache:

@@ -249,7 +249,7 @@ class T5(nnx.Module):
         """Scores of the next token in float32; entries that only pad the vocabulary are −inf."""
         if self.config.scaled:
             hidden = hidden * self.config.width**-0.5
-        head = self.token_embedding.table[...].T if self.head is None else self.head.kernel[...]
+        head = self.token_embedding.table[...].T if self.head is None else self.head.matrix
         return vocabulary_logits(hidden, head, self.config.vocab)
 
     def init_cache(self, rows: int, length: int, dtype: Any = jnp.float32, *, source: Encoded) -> EncoderDecoderCache:

@@ -11,7 +11,7 @@ from flax import nnx
 from mmjax.connectors.qformer import QFormer, QFormerConfig
 from mmjax.encoders.text import TextConfig, TextEncoder
 from mmjax.encoders.vit import ViT, ViTConfig
-from mmjax.layers.lora import add_lora
+from mmjax.layers.lora import Rules, add_lora
 from mmjax.layers.parameters import Definition, define
 from mmjax.llms.llama import Llama, LlamaConfig
 from mmjax.llms.opt import OPT, OPTConfig
@@ -74,9 +74,7 @@ def encoders_only(parts: Collection[str]) -> bool:
     return bool(parts) and all(name.startswith("encoders.") or name == "similarity" for name in parts)
 
 
-def build_definition(
-    parts: Mapping[str, Mapping[str, Any]], lora: tuple[tuple[str, int], ...] = (), lora_alpha: float = 16.0
-) -> Definition:
+def build_definition(parts: Mapping[str, Mapping[str, Any]], lora: Rules = (), lora_alpha: float = 16.0) -> Definition:
     """The Definition of these parts, with adapters where the rules ask for them."""
     system = build(parts)
     add_lora(system, lora, lora_alpha)

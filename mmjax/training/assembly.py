@@ -21,6 +21,7 @@ from jaxtyping import Array
 
 from mmjax.interop.image_size import with_image_size
 from mmjax.interop.pretrained import from_pretrained
+from mmjax.layers.lora import lora_scales, merge_lora
 from mmjax.layers.parameters import Definition, Parameters
 from mmjax.parallel.axes import shardings
 from mmjax.parallel.mesh import make_mesh
@@ -144,7 +145,8 @@ def _read_source(assembly: Assembly, part: str, config: Mapping[str, Any], paths
     if part == "encoders.image" and part in model.config["parts"]:
         model = with_image_size(model, config["image_size"])
     absent: Any = model.config.get("absent", ())
-    found = {path: model.parameters[path] for path in paths if path in model.parameters and path not in absent}
+    weights = merge_lora(dict(model.parameters), lora_scales(model.definition))  # a stage's adapters are its own
+    found = {path: weights[path] for path in paths if path in weights and path not in absent}
     if not found:
         raise UserError(f"--config.parts.{part}.source={source} holds no weights of {part}")
     missing = [path for path in paths if path not in found and path not in absent and ".lora_" not in path]

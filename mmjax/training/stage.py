@@ -143,8 +143,9 @@ class Stage:
       steps: optimiser steps.
       objective, data, optimizer, guard, mesh: see their classes.
       trainable: rules path -> bool. What is not trainable keeps its source's values bit for bit.
-      lora: rules path -> rank (0 = none) over the weights of linear layers.
-      lora_alpha: scale of the adapters is lora_alpha / rank.
+      lora: rules path -> rank (0 = none) over the weights of linear layers, or {"rank": …, "alpha": …, "rslora": …}, the
+        fields of `mmjax.layers.lora.Adapter`.
+      lora_alpha: scale of the adapters is alpha / rank; this is the alpha of rules that name none.
       learning_rate: rules path -> multiplier; a list of multipliers gives one per layer of a stack.
       weight_decay: rules path -> multiplier. Without a match: 1 for matrices, 0 for vectors and scalars.
       dtype: rules path -> dtype name of the stored parameters. Without a match: float32.

@@ -67,32 +67,39 @@ class Tensor:
     load: Callable[[], np.ndarray]
 
 
-def open_directory(directory: str | Path, stem: str = "model") -> Tensors:
+def open_directory(
+    directory: str | Path,
+    stem: str = "model",
+    *,
+    suffix: str = ".safetensors",
+    read: Callable[[Path], dict[str, np.ndarray]] | None = None,
+) -> Tensors:
     """The weights of a directory in Hugging Face layout.
 
     Args:
       directory: holds `<stem>.safetensors`, or `<stem>.safetensors.index.json` that names the files of each tensor. Other
         safetensors files that lie about are not looked at.
       stem: name of the weight file.
+      suffix, read: the ending of another kind of weight file, and its reader in place of `read_file`.
 
     Raises:
       UserError: naming the file that is missing, damaged or of a kind that is not read.
     """
-    directory = Path(directory)
-    single, index = directory / f"{stem}.safetensors", directory / f"{stem}.safetensors.index.json"
+    directory, read = Path(directory), read or read_file
+    single, index = directory / f"{stem}{suffix}", directory / f"{stem}{suffix}.index.json"
     if single.is_file():
-        return Tensors(directory, read_file(single))
+        return Tensors(directory, read(single))
     if index.is_file():
-        return Tensors(directory, _read_shards(index))
-    if any(directory.glob("*.bin")):
+        return Tensors(directory, _read_shards(index, read))
+    if suffix != ".bin" and any(directory.glob("*.bin")):
         raise UserError(
-            f"{directory} holds pickled weights (.bin), which can run code when read; save them as safetensors first, "
-            "with `save_pretrained` of transformers"
+            f"{directory} holds pickled weights (.bin) only, which are read on request; convert them once with: "
+            f"python -m launch.convert --pickle --source={directory} --target=NEW_DIRECTORY"
         )
     raise UserError(f"{directory} holds neither {single.name} nor {index.name}")
 
 
-def _read_shards(index: Path) -> dict[str, np.ndarray]:
+def _read_shards(index: Path, read: Callable[[Path], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
     try:
         weight_map = dict(json.loads(index.read_text())["weight_map"])
     except (ValueError, KeyError, TypeError) as error:
@@ -103,7 +110,7 @@ def _read_shards(index: Path) -> dict[str, np.ndarray]:
         if not isinstance(name, str) or Path(name).name != name:
             raise UserError(f"{index}: {key!r} is said to be in {name!r}; expected the name of a file beside the index")
         if name not in shards:
-            shards[name] = read_file(index.parent / name)
+            shards[name] = read(index.parent / name)
         if key not in shards[name]:
             raise UserError(f"{index.parent / name} lacks {key!r}, which {index.name} says it holds")
         views[key] = shards[name][key]

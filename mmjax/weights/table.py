@@ -178,7 +178,7 @@ def read(
             sharding = None if shardings is None else shardings[entry.ours]
             parameters[entry.ours] = _load(entry, tensors, specs[entry.ours], dtype, sharding, damaged)
     if damaged:
-        log.warning("the weights in %s are damaged: %s", tensors.source, _report("with NaN", list(damaged), []))
+        log.warning("the weights in %s are damaged: %s", tensors.source, report("with NaN", list(damaged), []))
     return parameters
 
 
@@ -268,13 +268,19 @@ def check(table: Table, tensors: Tensors, specs: Mapping[str, ParameterSpec], ig
     unexpected = [key for key in tensors if key not in used and not any(re.fullmatch(p, key) for p in ignorable)]
     missing = list(dict.fromkeys(missing))
     reports = [
-        _report("missing", missing, unexpected),
-        _report("unexpected", unexpected, missing),
-        _report("of another shape", list(dict.fromkeys(misshapen)), []),
-        _report("different from the tensor that it should repeat", differing, []),
+        report("missing", missing, unexpected),
+        report("unexpected", unexpected, missing),
+        report("of another shape", list(dict.fromkeys(misshapen)), []),
+        report("different from the tensor that it should repeat", differing, []),
     ]
     if any(reports):
         raise UserError(f"the weights in {tensors.source} do not fit its config: {'; '.join(filter(None, reports))}")
+
+
+def unread(table: Table, tensors: Tensors) -> tuple[str, ...]:
+    """The tensors that no row of a table names."""
+    named = {key for entry in table for spellings in entry.keys() for key in spellings}
+    return tuple(key for key in tensors if key not in named)
 
 
 def _original(duplicate: Entry, table: Table, tensors: Tensors) -> str:
@@ -282,8 +288,14 @@ def _original(duplicate: Entry, table: Table, tensors: Tensors) -> str:
     return _found(entry.keys()[0], tensors)
 
 
-def _report(what: str, keys: list[str], others: list[str]) -> str:
-    """'3 missing: a (nearest b), c': keys that differ in a layer number only are told once."""
+def report(what: str, keys: list[str], others: list[str]) -> str:
+    """'3 missing: a (nearest: b), c' for a message: keys that differ in a layer number only are told once.
+
+    Args:
+      what: is the matter with the keys.
+      keys: in question; of none there is nothing to tell.
+      others: among which the key that was meant may be.
+    """
     if not keys:
         return ""
     groups: dict[str, list[str]] = {}

@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 
 from mmjax.layers.linear import Linear
-from mmjax.layers.lora import add_lora, merge_lora
+from mmjax.layers.lora import add_lora, lora_scales, merge_lora
 from mmjax.layers.parameters import define, stack
 from mmjax.types import UserError
 
@@ -52,12 +52,12 @@ def test_merging_keeps_the_function_and_the_dtype():
     definition = adapted(((".*", 2),))
     parameters = definition.initialise(jax.random.key(0))
     parameters = {path: value + 0.3 * path.endswith("lora_b") for path, value in parameters.items()}
-    merged = merge_lora(parameters, 6.0)
+    merged = merge_lora(parameters, lora_scales(definition))
     assert set(merged) == set(define(Pair()).specs)
     before, after = definition.bind(parameters)(X), define(Pair()).bind(merged)(X)
     assert np.abs(before - define(Pair()).bind(parameters)(X)).max() > 0.01
     np.testing.assert_allclose(before, after, atol=1e-5)
-    half = merge_lora({path: value.astype(jnp.bfloat16) for path, value in parameters.items()}, 6.0)
+    half = merge_lora({path: value.astype(jnp.bfloat16) for path, value in parameters.items()}, lora_scales(definition))
     assert {str(value.dtype) for value in half.values()} == {"bfloat16"}
 
 
