@@ -89,10 +89,11 @@ class KVCache:
 
 
 def write_slots(
-    stored: Float[Array, "b s kv_heads head_dim"], new: Float[Array, "b t kv_heads head_dim"], index: Int[Array, ""]
-) -> Float[Array, "b s kv_heads head_dim"]:
+    stored: Float[Array, "*batch s kv_heads head_dim"], new: Float[Array, "*batch t kv_heads head_dim"], index: Int[Array, ""]
+) -> Float[Array, "*batch s kv_heads head_dim"]:
     """Writes the keys or values of new tokens at slots index, index + 1, …"""
-    return jax.lax.dynamic_update_slice(stored, new.astype(stored.dtype), (0, index, 0, 0))
+    first = (0,) * (stored.ndim - 3)
+    return jax.lax.dynamic_update_slice(stored, new.astype(stored.dtype), (*first, index, 0, 0))
 
 
 def attention_weights(

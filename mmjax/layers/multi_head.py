@@ -13,6 +13,7 @@ from mmjax.layers.parameters import normal
 from mmjax.layers.positions import Angles, rotate
 
 LayerCache = tuple[Float[Array, "b s kv_heads head_dim"], Float[Array, "b s kv_heads head_dim"]]
+KeysValues = tuple[Float[Array, "b t kv_heads head_dim"], Float[Array, "b t kv_heads head_dim"]]  # of t new tokens
 
 
 class MultiHeadAttention(nnx.Module):
@@ -84,26 +85,28 @@ class MultiHeadAttention(nnx.Module):
         cache: LayerCache | None = None,
         dropout: float = 0.0,
         dropout_key: Array | None = None,
-    ) -> tuple[Float[Array, "b t width"], LayerCache]:
+    ) -> tuple[Float[Array, "b t width"], KeysValues]:
         """Self-attention.
 
         Args:
           mask: who sees whom; with a cache its offset is the slot of the first token.
           angles: rotary cosines and sines of the positions, for queries and keys.
           position_bias: added to the scores.
-          cache: keys and values of the slots so far; the new ones are written at the mask's offset.
+          cache: keys and values of the slots so far; the new ones stand at the mask's offset.
 
         Returns:
-          The output, and the keys and values of all slots.
+          The output, and the keys and values of x. They are written into the cache by `advance`, for all layers at once: a scan
+          that returned whole slots would copy all of the cache for every token.
         """
         query, (key, value) = self.queries(x), self.keys_values(x)
         if angles is not None:
             query, key = (rotate(x, angles, interleaved=self.interleaved) for x in (query, key))
+        new = key, value
         if cache is not None:
             assert isinstance(mask, Mask), "a cache needs the structured mask, whose offset is the slot to write"
-            key, value = (write_slots(old, new, mask.offset) for old, new in zip(cache, (key, value), strict=True))
+            key, value = (write_slots(old, added, mask.offset) for old, added in zip(cache, new, strict=True))
         output = attend(query, key, value, mask, scale=self.scale, bias=position_bias, dropout=dropout, dropout_key=dropout_key)
-        return self.merge(output), (key, value)
+        return self.merge(output), new
 
     def cross(
         self, x: Float[Array, "b t width"], keys_values: LayerCache, mask: Mask | Bool[Array, "b 1 t s"] | None = None
@@ -126,8 +129,11 @@ def cache_mask(segments: Array, cache: KVCache | None) -> tuple[Mask, KVCache | 
 
 
 def advance(cache: KVCache | None, layers: tuple[Array, Array] | None, tokens: int) -> KVCache | None:
-    """The cache after `tokens` new tokens, with the keys and values that the layers returned."""
-    return None if cache is None else KVCache(*layers, segments=cache.segments, index=cache.index + tokens)
+    """The cache after `tokens` new tokens, whose keys and values every layer returned."""
+    if cache is None:
+        return None
+    keys, values = (write_slots(old, new, cache.index) for old, new in zip((cache.keys, cache.values), layers, strict=True))
+    return KVCache(keys, values, segments=cache.segments, index=cache.index + tokens)
 
 
 def layer_keys(key: Array | None, layers: int) -> Array | None:
