@@ -50,7 +50,9 @@ def _render(tokenizer: PreTrainedTokenizerFast, turns: Sequence[Turn]) -> str:
     found = [int(match[2]) for match in STAND_IN.finditer(str(text))]
     for number, turn in enumerate(turns):
         if (count := found.count(number)) != 1:
-            raise UserError(f"the tokenizer's chat template renders message {number} (role {turn.role}) {count} times, not once")
+            raise UserError(
+                f"the tokenizer's chat template renders message {number} (role {turn.role}) {count} times, not once"
+            )
     return str(text)
 
 

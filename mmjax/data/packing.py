@@ -10,9 +10,7 @@ from jaxtyping import Int
 CANDIDATES = 64  # tightest rows that are tried for room of the other kinds before a new row is opened
 
 
-def plan_window(
-    sizes: Int[np.ndarray, "items kinds"], room: tuple[int, ...], seed: int
-) -> tuple[list[list[int]], list[int]]:
+def plan_window(sizes: Int[np.ndarray, "items kinds"], room: tuple[int, ...], seed: int) -> tuple[list[list[int]], list[int]]:
     """Best-fit decreasing: each item, longest first, goes to the row that it fills best.
 
     Items are never cut: one that no empty row can hold is rejected.

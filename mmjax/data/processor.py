@@ -81,7 +81,9 @@ class Processor:
 
     def __post_init__(self):
         if self.encoder_decoder and None in (self.llm.pad_token_id, self.llm.eos_token_id):
-            raise UserError("an encoder–decoder begins its text with the pad token and ends it with EOS; the tokenizer lacks one")
+            raise UserError(
+                "an encoder–decoder begins its text with the pad token and ends it with EOS; the tokenizer lacks one"
+            )
 
     def __reduce__(self):
         # The caches below stay behind.
@@ -196,7 +198,9 @@ class Processor:
         square = (self.image_size, self.image_size)
         pixels = transform_image(decode_image(medium.data, name=name), self.transform or ImageTransform(square))
         if pixels.shape[:2] != square:
-            raise UserError(f"{name}: {list(pixels.shape[:2])} pixels after the image processor, the encoder reads {list(square)}")
+            raise UserError(
+                f"{name}: {list(pixels.shape[:2])} pixels after the image processor, the encoder reads {list(square)}"
+            )
         return pixels
 
     def images(self, images: Sequence[Any]) -> UInt8[np.ndarray, "n height width 3"]:
@@ -218,7 +222,13 @@ class Processor:
         return tokens, mask
 
     def prompts(
-        self, examples: Sequence[Example | str], template_name: str | None = None, *, seed: int = 0, rows: int = 0, length: int = 0
+        self,
+        examples: Sequence[Example | str],
+        template_name: str | None = None,
+        *,
+        seed: int = 0,
+        rows: int = 0,
+        length: int = 0,
     ) -> Batch:
         """Builds the batch of prompts for decoding: one row each, padded on the left.
 

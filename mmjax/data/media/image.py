@@ -117,7 +117,9 @@ def _resized(shape: tuple[int, int], resize: tuple[int, int] | int) -> tuple[int
 def _crop(image: Pixels, height: int, width: int) -> UInt8[np.ndarray, "new_height new_width 3"]:
     """The middle of a picture; odd rests leave one pixel more at the end, odd margins one more at the beginning."""
     rows, columns = image.shape[:2]
-    around = [(-(-max(wanted - size, 0) // 2), max(wanted - size, 0) // 2) for wanted, size in ((height, rows), (width, columns))]
+    around = [
+        (-(-max(wanted - size, 0) // 2), max(wanted - size, 0) // 2) for wanted, size in ((height, rows), (width, columns))
+    ]
     padded = np.pad(image, (*around, (0, 0)))
     top, left = max(rows - height, 0) // 2, max(columns - width, 0) // 2
     return padded[top : top + height, left : left + width]
