@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 
 from mmjax.interop import adapter_reader, adapter_writer, adapters, hub, processors
 from mmjax.interop.registry import ARCHITECTURES, choose, recognise
-from mmjax.layers.lora import add_lora, lora_scales, merge_lora
+from mmjax.layers.lora import add_lora, is_factor, lora_scales, merge_lora
 from mmjax.layers.parameters import Definition, Parameters, define
 from mmjax.parallel.axes import shardings
 from mmjax.systems.parts import PROVENANCE, build, config_dict, part_config
@@ -132,7 +132,7 @@ def describe(model: Model, architecture: str | None = None) -> tuple[str, dict[s
         raise UserError(f"architecture={name!r} is not supported{suggest(name, ARCHITECTURES)}")
     original = model.config.get("hf_config", {}) if name == model.config.get("architecture") else {}
     config = _merge(original, ARCHITECTURES[name].config(parts)) | {"architectures": [name]}
-    weights = [value.dtype for path, value in model.parameters.items() if ".lora_" not in path]
+    weights = [value.dtype for path, value in model.parameters.items() if not is_factor(path)]
     config["dtype"] = str(np.dtype(jnp.result_type(*weights)))
     return name, processors.with_token_ids(config, model.processor)
 
@@ -189,7 +189,7 @@ def save_pretrained(
         files = safetensors.save_directory(directory, table.write(rows, parameters, specs), shard_bytes=shard_bytes)
         files.append(processors.write_json(directory / "config.json", config))
     else:
-        parameters = {path: value for path, value in model.parameters.items() if ".lora_" not in path}
+        parameters = {path: value for path, value in model.parameters.items() if not is_factor(path)}
         folder = hub.local_directory(base)
         if (other := recognise(processors.read_json(folder / "config.json"))) != name:
             raise UserError(f"the base {base} is of the class {other}, the model of {name}: it cannot be its adapter")

@@ -76,6 +76,11 @@ def _linears(module: nnx.Module) -> dict[str, Linear]:
     return {".".join(map(str, keys)): layer for keys, layer in nnx.iter_graph(module) if isinstance(layer, Linear)}
 
 
+def is_factor(path: str) -> bool:
+    """Whether a parameter is A or B of an adapter."""
+    return path.endswith((".lora_a", ".lora_b"))
+
+
 def lora_scales(definition: Definition) -> dict[str, float]:
     """The scale of every adapter, by the path of its linear layer."""
     layers = _linears(definition.bind(definition.abstract()))
@@ -89,7 +94,7 @@ def merge_lora(parameters: Parameters, scales: Mapping[str, float]) -> Parameter
       parameters: by path.
       scales: of `lora_scales`.
     """
-    merged = {path: value for path, value in parameters.items() if not path.endswith((".lora_a", ".lora_b"))}
+    merged = {path: value for path, value in parameters.items() if not is_factor(path)}
     for layer, scale in scales.items():
         a, b = (parameters[f"{layer}.lora_{name}"].astype(jnp.float32) for name in "ab")
         kernel = parameters[f"{layer}.kernel"]

@@ -21,7 +21,7 @@ from jaxtyping import Array
 
 from mmjax.interop.image_size import with_image_size
 from mmjax.interop.pretrained import from_pretrained
-from mmjax.layers.lora import lora_scales, merge_lora
+from mmjax.layers.lora import is_factor, lora_scales, merge_lora
 from mmjax.layers.parameters import Definition, Parameters
 from mmjax.parallel.axes import shardings
 from mmjax.parallel.mesh import make_mesh
@@ -104,7 +104,8 @@ def fill(assembly: Assembly, experiment: Experiment, trained: Mapping[str, Array
         )
     values = {path: trained[path] for path in paths if path in trained}
     for name, part in experiment.parts.items():
-        wanted = [path for path in paths if path not in values and path.startswith(f"{name}.")]
+        # A stage's adapters are its own: they are drawn, and those of the source are merged into its weights.
+        wanted = [path for path in paths if path not in values and path.startswith(f"{name}.") and not is_factor(path)]
         if part.get("source") and wanted:
             values |= _read_source(assembly, name, part, wanted)
     values = {path: _place(assembly, path, value) for path, value in values.items()}
@@ -145,11 +146,11 @@ def _read_source(assembly: Assembly, part: str, config: Mapping[str, Any], paths
     if part == "encoders.image" and part in model.config["parts"]:
         model = with_image_size(model, config["image_size"])
     absent: Any = model.config.get("absent", ())
-    weights = merge_lora(dict(model.parameters), lora_scales(model.definition))  # a stage's adapters are its own
+    weights = merge_lora(dict(model.parameters), lora_scales(model.definition))
     found = {path: weights[path] for path in paths if path in weights and path not in absent}
     if not found:
         raise UserError(f"--config.parts.{part}.source={source} holds no weights of {part}")
-    missing = [path for path in paths if path not in found and path not in absent and ".lora_" not in path]
+    missing = [path for path in paths if path not in found and path not in absent]
     if missing:
         raise UserError(
             f"--config.parts.{part}.source={source} lacks {missing[0]} (and {len(missing) - 1} more): the sizes in "
