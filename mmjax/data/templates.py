@@ -106,19 +106,29 @@ def exchanges(example: Example) -> Iterator[tuple[str, tuple[int, ...], str | No
 
 
 def single_questions(example: Example) -> list[Example]:
-    """Splits an example into one per question, each with its media, `answers` and own `meta["kind"]`, for evaluation.
+    """Splits an example into one per question, each with its media and answers, for evaluation.
 
-    Ids get the question's number: "shapes/test/7#2".
+    Args:
+      example: `meta["questions"]`, where there, holds for each question a mapping of what is its own: "answers" (all that are
+        accepted), "kind", "choices", …; `meta["kinds"]` holds kinds alone.
+
+    Returns:
+      Examples with one user turn. Ids get the question's number: "shapes/test/7#2"; `meta` gets what is the question's own.
     """
-    kinds = example.meta.get("kinds", ())
+    meta = dict(example.meta)
+    own, kinds = meta.pop("questions", ()), meta.pop("kinds", ())
     asked = list(exchanges(example))
     singles = []
     for number, (question, media, answer) in enumerate(asked):
+        facts = {**({"kind": kinds[number]} if number < len(kinds) else {}), **(own[number] if number < len(own) else {})}
         last = number == len(asked) - 1
-        answers = example.answers if last and example.answers else () if answer is None else (answer,)
+        answers = facts.pop("answers", None) or (example.answers if last else ()) or (() if answer is None else (answer,))
         turn = Turn("user", (*(Part(medium=index) for index in media), Part(text=question)))
-        meta = {**example.meta, "kind": kinds[number]} if number < len(kinds) else example.meta
-        singles.append(dataclasses.replace(example, id=f"{example.id}#{number}", turns=(turn,), answers=answers, meta=meta))
+        singles.append(
+            dataclasses.replace(
+                example, id=f"{example.id}#{number}", turns=(turn,), answers=tuple(answers), meta={**meta, **facts}
+            )
+        )
     return singles
 
 
@@ -135,14 +145,26 @@ def _last(example: Example) -> tuple[str, tuple[int, ...], str | None]:
     return asked[-1]
 
 
-def caption_of(example: Example) -> str:
-    """`meta["caption"]`, or what the assistant says first."""
+def captions_of(example: Example) -> tuple[str, ...]:
+    """All captions of an example: its `answers`, where nothing is asked, else `meta["caption"]` or what the assistant says.
+
+    Raises:
+      UserError: it has none.
+    """
+    if example.answers and not any(turn.role == "user" for turn in example.turns):
+        return example.answers
     caption = example.meta.get("caption") or next((turn.text for turn in example.turns if turn.role == "assistant"), None)
     if not caption:
         raise UserError(
             f"example {example.id!r}: expected meta['caption'] or an assistant turn, got neither; choose another template"
         )
-    return caption
+    return (caption,)
+
+
+def caption_of(example: Example, seed: int) -> str:
+    """One of `captions_of`, drawn at random."""
+    captions = captions_of(example)
+    return captions[draw(example.id, seed, "caption") % len(captions)]
 
 
 def _answer(example: Example, question: str, answer: str | None) -> str:
@@ -187,7 +209,7 @@ def _caption() -> Template:
     """Captioning through soft tokens. BOS is a target too, predicted by the last soft token, as BLIP-2 trains OPT."""
 
     def segments(example: Example, seed: int) -> list[Segment]:
-        parts = (*_every_medium(example), Special("bos", 1.0), Piece(caption_of(example), 1.0), Special("eos", 1.0))
+        parts = (*_every_medium(example), Special("bos", 1.0), Piece(caption_of(example, seed), 1.0), Special("eos", 1.0))
         return [Segment(parts)]
 
     return Template(segments, lambda example, seed: Segment((*_every_medium(example), Special("bos"))))
@@ -196,10 +218,10 @@ def _caption() -> Template:
 def _caption_pair() -> Template:
     """BLIP-2 stage 1: the caption is what the connector reads; the language model reads nothing."""
 
-    def pair(example: Example) -> Segment:
-        return Segment(_every_medium(example), query=caption_of(example))
+    def pair(example: Example, seed: int) -> Segment:
+        return Segment(_every_medium(example), query=caption_of(example, seed))
 
-    return Template(lambda example, seed: [pair(example)], lambda example, seed: pair(example))
+    return Template(lambda example, seed: [pair(example, seed)], pair)
 
 
 def _document(caption_weight: float, question_weight: float) -> Template:

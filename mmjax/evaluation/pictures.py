@@ -16,8 +16,9 @@ from numpy import ndarray
 from PIL import Image
 
 from mmjax.data.media.image import decode_image
-from mmjax.data.templates import single_questions
 from mmjax.decoding.placement import fetch
+from mmjax.evaluation.config import EvaluationOptions
+from mmjax.evaluation.questions import questions_of
 from mmjax.types import Batch, Example, Source
 from mmjax.types.model import Model
 
@@ -26,7 +27,12 @@ LONGEST_SIDE = 336  # pixels of a picture in the report
 
 
 def answered_pictures(
-    model: Model, source: Source, count: int, lines: Sequence[Mapping[str, Any]], *, template: str | None = None
+    model: Model,
+    source: Source,
+    count: int,
+    lines: Sequence[Mapping[str, Any]],
+    options: EvaluationOptions,
+    template: str | None = None,
 ) -> list[dict[str, Any]]:
     """Picks questions and draws their pictures.
 
@@ -37,13 +43,14 @@ def answered_pictures(
       source: the examples.
       count: how many of them were asked about.
       lines: the prediction lines of their questions.
+      options: of the evaluation.
       template: that rendered the prompts.
 
     Returns:
       The lines with "image" (a PNG data URI) and "map" (rows of attention over the patches, 0…1; None = the patches are no
       square grid). Questions without an image are left out.
     """
-    picked = pick(source, count)
+    picked = pick(source, count, options)
     if not picked:
         return []
     line_of = {line["id"]: line for line in lines}
@@ -56,10 +63,10 @@ def answered_pictures(
     ]
 
 
-def pick(source: Source, count: int, most: int = COUNT) -> list[Example]:
+def pick(source: Source, count: int, options: EvaluationOptions, most: int = COUNT) -> list[Example]:
     """Questions of different examples, all kinds in turn; those without an image are left out."""
     most = min(most, count)
-    groups = [single_questions(source[i * count // most]) for i in range(most)]
+    groups = [questions_of(source[i * count // most], options) for i in range(most)]
     picked = [group[i % len(group)] for i, group in enumerate(groups) if group]
     return [question for question in picked if question.media and question.media[0].kind == "image"]
 

@@ -6,7 +6,7 @@ import base64
 import io
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +15,20 @@ from PIL import Image
 
 from mmjax.evaluation.curves import Real, Series, curves, legend, number
 from mmjax.evaluation.html import Html, page, table, tag
+from mmjax.evaluation.metrics import METRICS
 from mmjax.evaluation.pictures import COUNT
 from mmjax.evaluation.workdir import Evaluated, Run, read_run
 from mmjax.types.files import replace_file
 
 SMALL = 128  # pixels; smaller pictures are enlarged without blurring
 
+_SHARES = "|".join(name for name, metric in METRICS.items() if metric.share)
 # Title of a chart, which metrics it shows, and whether they are shares.
 CHARTS = (
     ("loss", r"train/(loss(?:/.+)?)", False),
-    ("accuracy", r"(?:train/(.*accuracy)|eval/([^/]+)/(?:exact_match|vqa_accuracy))", True),
+    ("accuracy", rf"(?:train/(.*accuracy)|eval/([^/]+)/(?:{_SHARES}))", True),
+    ("CIDEr-D", r"eval/([^/]+)/cider", False),
+    ("recall at 1", r"eval/([^/]+/(?:text|image))_recall_at_1", True),
     ("gradient norm", r"train/(gradient_norm)", False),
     ("learning rate", r"train/(learning_rate)", False),
 )
@@ -52,9 +56,20 @@ def percent(value: Real) -> str:
     return f"{100 * value:.1f} %"
 
 
+def hundredfold(value: Real) -> str:
+    """What is no share but printed a hundredfold all the same, CIDEr-D: "117.5"."""
+    return f"{100 * value:.1f}"
+
+
+def _shown(numbers: Mapping[str, Any]) -> Callable[[Real], str]:
+    """How the value of an evaluation is printed."""
+    return percent if numbers.get("share", True) else hundredfold
+
+
 def _headline(run: Run) -> Html:
     figures = [
-        (f"{one.name}: {one.numbers['metric'].replace('_', ' ')}", percent(one.value), _blind(one)) for one in run.evaluations
+        (f"{one.name}: {one.numbers['metric'].replace('_', ' ')}", _shown(one.numbers)(one.value), _blind(one))
+        for one in run.evaluations
     ]
     if seconds := run.seconds():
         figures.append(("time", duration(sum(seconds.values())), f"{len(run.stages)} stages: {', '.join(run.stages)}"))
@@ -75,7 +90,9 @@ def _headline(run: Run) -> Html:
 
 def _blind(one: Evaluated) -> str:
     questions = f"{one.numbers['questions']:,} questions"
-    return questions if one.control is None else f"{percent(one.control)} with swapped pictures; {questions}"
+    if one.control is None:
+        return questions
+    return f"{_shown(one.numbers)(one.control)} with {one.numbers['control']['name']} pictures; {questions}"
 
 
 def _answers(run: Run) -> Html | None:
@@ -97,7 +114,8 @@ def _answer(line: Mapping[str, Any]) -> Html:
     if line.get("map"):
         shade = tag("img", src=shade_uri(np.asarray(line["map"], np.float32)), alt="attention")
         views.append(tag("div", picture, shade, class_="view"))
-    mark = tag("b", "✓ " if line["correct"] else "✗ ", class_="good" if line["correct"] else "bad")
+    marks = {True: tag("b", "✓ ", class_="good"), False: tag("b", "✗ ", class_="bad"), None: None}  # None: nobody can say
+    mark = marks[line["correct"]]
     truth = None if line["correct"] else tag("div", "truth: ", " / ".join(dict.fromkeys(line["answers"])), class_="quiet")
     told = tag("div", mark, tag("b", line["prediction"] or "(nothing)"))
     name = tag("div", line["id"], class_="quiet")
@@ -108,31 +126,54 @@ def _evaluations(run: Run) -> list[Html]:
     return [join_section(f"Evaluation: {one.name}", _evaluation(one.numbers)) for one in run.evaluations]
 
 
+CONTROLS = {
+    "swapped": "Swapped: each question asked about the picture of another example; what is still right needed no picture.",
+    "blank": "Blank: each question asked about a picture of one colour; what is still right needed no picture.",
+}
+
+
 def _evaluation(numbers: Mapping[str, Any]) -> list[Html]:
-    metric, control = numbers["metric"], numbers.get("control")
-    head = ["kind", metric.replace("_", " "), *(["pictures swapped"] if control else []), "questions", ""]
-    kinds = {**numbers["by_kind"], "all": {"mean": numbers[metric], "questions": numbers["questions"]}}
+    metric, control, show = numbers["metric"], numbers.get("control"), _shown(numbers)
+    everything = {"mean": numbers[metric], "questions": numbers["questions"]}
     blind = {**control["by_kind"], "all": {"mean": control[metric]}} if control else {}
+    head = ["kind", metric.replace("_", " "), *([f"pictures {control['name']}"] if control else []), "questions", ""]
     rows = [
         [
             kind,
-            percent(row["mean"]),
-            *([percent(blind[kind]["mean"])] if control else []),
+            show(row["mean"]),
+            *([show(blind[kind]["mean"])] if control else []),
             f"{row['questions']:,}",
-            bar(row["mean"]),
+            bar(row["mean"]) if show is percent else "",
         ]
-        for kind, row in kinds.items()
+        for kind, row in {**numbers["by_kind"], "all": everything}.items()
     ]
-    data = ", ".join(f"{key} {value}" for key, value in numbers.get("data", {}).items() if value)
-    decoding = ", ".join(f"{key} {value}" for key, value in numbers["decoding"].items())
-    told = [
-        f"Metric: {numbers['implementation']}; standard error {percent(numbers['standard_error'])}.",
-        f"Data: {data}; {numbers['examples']:,} examples. Prompt: “{numbers['prompt']}”. Decoding: {decoding}.",
-        "Swapped: each question asked about the picture of another example; what is still right needed no picture."
-        if control
-        else None,
-    ]
-    return [table(head, rows), *(tag("p", text, class_="quiet") for text in told if text)]
+    further = [
+        table([entry.replace("_", " "), metric.replace("_", " "), "questions"],
+              [[value, show(row["mean"]), f"{row['questions']:,}"] for value, row in rows.items()])
+        for entry, rows in numbers.get("tables", {}).items()
+    ]  # fmt: skip
+    return [table(head, rows), *further, *(tag("p", text, class_="quiet") for text in _told(numbers))]
+
+
+def _told(numbers: Mapping[str, Any]) -> list[str]:
+    """How the numbers of an evaluation came about, as sentences."""
+    told = [f"Metric: {numbers['implementation']}."]
+    if "standard_error" in numbers:
+        told.append(f"Standard error {_shown(numbers)(numbers['standard_error'])}.")
+    if also := numbers.get("also"):
+        told.append(
+            "Also: " + ", ".join(f"{name.replace('_', ' ')} {hundredfold(value)}" for name, value in also.items()) + "."
+        )
+    if data := numbers.get("data"):
+        told.append("Data: " + ", ".join(f"{key} {value}" for key, value in data.items() if value) + ".")
+    told.append(f"{numbers['examples']:,} examples.")
+    if "prompt" in numbers:
+        told.append(f"Prompt: “{numbers['prompt']}”.")
+    if decoding := numbers.get("decoding"):
+        told.append("Decoding: " + ", ".join(f"{key} {value}" for key, value in decoding.items()) + ".")
+    if control := numbers.get("control"):
+        told.append(CONTROLS[control["name"]])
+    return told
 
 
 def _training(run: Run) -> Html | None:

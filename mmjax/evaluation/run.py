@@ -67,18 +67,14 @@ def evaluate_one(
       limit: overrides the config's, when above 0.
     """
     source = config.source
+    limit = limit or config.limit
     return evaluate_model(
         model,
         name,
         open_source(source.path, source.split, source.limit),
         template=source.template,
-        metric=config.metric,
-        limit=limit or config.limit,
-        batch_size=config.batch_size,
-        max_new_tokens=config.max_new_tokens,
-        num_beams=config.num_beams,
-        control=config.control,
         workdir=workdir,
-        data={"path": source.path, "split": source.split, "limit": limit or config.limit},
+        data={"path": source.path, "split": source.split, "limit": limit},
         progress=progress,
+        **{**config.options(), "limit": limit},
     )

@@ -1,4 +1,4 @@
-"""A run's results on the terminal: accuracy by kind of question and ten answered pictures."""
+"""A run's results on the terminal: by kind of question and ten answered pictures."""
 
 from __future__ import annotations
 
@@ -32,12 +32,14 @@ def print_summary(workdir: str | Path, console: Console | None = None) -> None:
 
 def _kinds(evaluations: list[Evaluated]) -> Table:
     """A row per kind of question; a column per evaluation, and one for its control."""
-    table = Table("kind", title="accuracy in %")
+    table = Table("kind", title="results × 100")
     columns = []
     for one in evaluations:
-        columns.append((one.name, one.numbers["by_kind"], one.value))
+        columns.append((f"{one.name}, {one.numbers['metric'].replace('_', ' ')}", one.numbers["by_kind"], one.value))
         if one.control is not None:
-            columns.append((f"{one.name}, pictures swapped", one.numbers["control"]["by_kind"], one.control))
+            columns.append(
+                (f"{one.name}, pictures {one.numbers['control']['name']}", one.numbers["control"]["by_kind"], one.control)
+            )
     for name, _, _ in columns:
         table.add_column(Text(name), justify="right")
     for kind in sorted({kind for _, by_kind, _ in columns for kind in by_kind}):
@@ -52,7 +54,7 @@ def _kinds(evaluations: list[Evaluated]) -> Table:
 def _pictures(one: Evaluated) -> Table:
     table = Table("picture", "question", "answer", "", title=f"answered pictures of {one.name}")
     for line in one.pictures:
-        right = line["correct"]
-        mark = Text("✓", style="green") if right else Text(f"✗ {' / '.join(dict.fromkeys(line['answers']))}", style="red")
-        table.add_row(Text(line["id"]), Text(line["question"]), Text(line["prediction"] or "(nothing)"), mark)
+        truth = " / ".join(dict.fromkeys(line["answers"]))
+        marks = {True: Text("✓", style="green"), False: Text(f"✗ {truth}", style="red"), None: Text(truth)}
+        table.add_row(Text(line["id"]), Text(line["question"]), Text(line["prediction"] or "(nothing)"), marks[line["correct"]])
     return table

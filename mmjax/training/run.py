@@ -271,20 +271,16 @@ class Evaluator:
         for name in stage.evaluate:
             config = self._experiment.evaluations[name]
             source = config.source
+            inside = {"limit": min(stage.evaluate_limit, config.limit or stage.evaluate_limit), "control": ""}
             values = evaluate_model(
                 model,
                 name,
                 open_source(source.path, source.split, source.limit),
                 template=source.template,
-                metric=config.metric,
-                limit=config.limit if final else min(stage.evaluate_limit, config.limit or stage.evaluate_limit),
-                batch_size=config.batch_size,
-                max_new_tokens=config.max_new_tokens,
-                num_beams=config.num_beams,
-                control=config.control if final else "",
                 workdir=self._workdir if final else None,
                 data={"path": source.path, "split": source.split},
                 progress=False,  # the stage's own is on the screen
+                **config.options() | ({} if final else inside),
             )
             results |= {f"{name}/{metric}": value for metric, value in values.items()}
         return results

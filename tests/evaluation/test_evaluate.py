@@ -11,7 +11,9 @@ import pytest
 from PIL import Image
 
 from mmjax.decoding import generate
-from mmjax.evaluation.evaluate import evaluate_model, questions
+from mmjax.evaluation.config import EvaluationOptions
+from mmjax.evaluation.evaluate import evaluate_model
+from mmjax.evaluation.questions import questions, swapped_media
 from mmjax.types import Example, Part, Turn, UserError
 from tests.decoding.world import make_example, pixels, png
 
@@ -22,7 +24,7 @@ def lines_of(evaluated):
 
 def test_every_question_is_answered_as_generate_answers_it(evaluated):
     lines = lines_of(evaluated)
-    asked = list(questions(evaluated.examples, 12))
+    asked = list(questions(evaluated.examples, 12, EvaluationOptions()))
     assert [line["id"] for line in lines] == [question.id for question in asked] and len(lines) == 24
     answers = generate(evaluated.model, asked, template="question_answer", max_new_tokens=3, batch_size=8)
     assert [line["prediction"] for line in lines] == answers
@@ -45,10 +47,10 @@ def test_numbers_are_means_of_the_lines_and_say_how(evaluated):
 
 def test_swapped_questions_have_the_next_other_picture():
     examples = [make_example(number) for number in (0, 1, 1, 2)]
-    media = [question.media[0].data for question in questions(examples, 4, swapped=True)]
+    media = [question.media[0].data for question in questions(examples, 4, EvaluationOptions(), swapped_media)]
     assert media == [png(number) for number in (1, 1, 2, 2, 2, 2, 0, 0)]
     with pytest.raises(UserError, match="swap"):
-        list(questions(examples[1:3], 2, swapped=True))
+        list(questions(examples[1:3], 2, EvaluationOptions(), swapped_media))
 
 
 def test_ten_pictures_are_kept_with_attention_in_its_place(evaluated):

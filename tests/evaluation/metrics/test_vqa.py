@@ -1,12 +1,17 @@
-"""Metrics against the values of the reference implementations."""
+"""Rules for short answers against the values of the reference implementations."""
 
 from __future__ import annotations
 
-import math
-
 import pytest
 
-from mmjax.evaluation.metrics import CONTRACTIONS, by_kind, exact_match, find_metric, mean, normalise_vqa, vqa_accuracy
+from mmjax.evaluation.metrics.vqa import (
+    CONTRACTIONS,
+    gqa_accuracy,
+    normalise_textvqa,
+    normalise_vqa,
+    textvqa_accuracy,
+    vqa_accuracy,
+)
 from mmjax.types import UserError
 
 OFFICIAL = {
@@ -67,13 +72,28 @@ def test_vqa_accuracy_refuses_what_it_cannot_score():
         vqa_accuracy("red", ["red"])
 
 
-def test_exact_match_is_of_plain_text():
-    assert exact_match(" Two  Cats. ", ["two cats", "cats"]) == 1
-    assert exact_match("two", ["2"]) == 0
+M4C = {"man's hat": "man 's hat", "one's": "1 's", "it's 2,5 m.": "it 's 25 m", "The Red Car.": "red car", "STOP!\n": "stop"}
 
 
-def test_means_and_kinds():
-    assert by_kind([1.0, 0.0, 1.0, 1.0], ["count", "count", "", "colour"]) == {"colour": (1.0, 1), "count": (0.5, 2)}
-    assert math.isnan(mean([]))
-    with pytest.raises(UserError, match="exact_match, vqa_accuracy"):
-        find_metric("bleu")
+@pytest.mark.parametrize("text", M4C)
+def test_normalisation_of_textvqa(text):
+    assert normalise_textvqa(text) == M4C[text]
+
+
+@pytest.mark.parametrize(("agreeing", "accuracy"), list(enumerate([0, 0.3, 0.6, 0.9, 1, 1])))
+def test_textvqa_counts_people_as_vqa_does(agreeing, accuracy):
+    answers = ["Nokia"] * agreeing + [f"brand {i}" for i in range(10 - agreeing)]
+    assert textvqa_accuracy("nokia.", answers) == pytest.approx(accuracy)
+
+
+def test_textvqa_normalises_unanimous_answers_too():
+    assert textvqa_accuracy("Yes", ["yes"] * 10) == 1
+    with pytest.raises(UserError, match="textvqa_accuracy expects ten answers per question, got 2"):
+        textvqa_accuracy("red", ["red", "red"])
+
+
+@pytest.mark.parametrize(
+    ("prediction", "score"), [("Yes.", 1), ("yes..", 1), ("yes", 1), ("yes!", 0), (" yes", 0), ("yes it is", 0)]
+)
+def test_gqa_forgives_capitals_and_full_stops_only(prediction, score):
+    assert gqa_accuracy(prediction, ["yes"]) == score

@@ -1,27 +1,11 @@
-"""Metrics over (prediction, accepted answers). Each has one number per question in 0…1, averaged overall and by kind."""
+"""Rules for short answers: (prediction, accepted answers) -> 0…1, with the text normalisation of each benchmark."""
 
 from __future__ import annotations
 
-import collections
-import dataclasses
-import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from mmjax.types import UserError
-
-
-@dataclasses.dataclass(frozen=True)
-class Metric:
-    """A metric.
-
-    Args:
-      score: (prediction, accepted answers) -> 0…1.
-      implementation: what exactly is computed, printed with every number.
-    """
-
-    score: Callable[[str, Sequence[str]], float]
-    implementation: str
 
 
 def exact_match(prediction: str, answers: Sequence[str]) -> float:
@@ -42,15 +26,43 @@ def vqa_accuracy(prediction: str, answers: Sequence[str]) -> float:
     Raises:
       UserError: fewer than four answers, of which no prediction could score 1.
     """
-    if len(answers) < 4:
-        raise UserError(
-            f"vqa_accuracy expects ten answers per question, got {len(answers)}; use --config.evaluations.….metric=exact_match"
-        )
-    prediction, *answers = (re.sub(r"[\n\t]", " ", text).strip() for text in (prediction, *answers))
+    prediction, *answers = (_one_line(text) for text in (prediction, *_of_people(answers, "vqa_accuracy")))
     if len(set(answers)) > 1:
         prediction, *answers = (normalise_vqa(text) for text in (prediction, *answers))
+    return agreement(prediction, answers)
+
+
+def textvqa_accuracy(prediction: str, answers: Sequence[str]) -> float:
+    """Accuracy of TextVQA (arXiv 1904.08920): that of VQAv2, but always normalised, by `normalise_textvqa`.
+
+    Raises:
+      UserError: fewer than four answers.
+    """
+    prediction, *answers = (normalise_textvqa(text) for text in (prediction, *_of_people(answers, "textvqa_accuracy")))
+    return agreement(prediction, answers)
+
+
+def gqa_accuracy(prediction: str, answers: Sequence[str]) -> float:
+    """1 if the prediction, in lower case and without full stops at its end, is the answer (GQA, arXiv 1902.09506)."""
+    return float(prediction.rstrip(".").lower() in answers)
+
+
+def agreement(prediction: str, answers: Sequence[str]) -> float:
+    """Mean over the people of min(1, others who said the same / 3)."""
     agreeing = sum(answer == prediction for answer in answers)
     return sum(min(1.0, (agreeing - (answer == prediction)) / 3) for answer in answers) / len(answers)
+
+
+def _of_people(answers: Sequence[str], metric: str) -> Sequence[str]:
+    if len(answers) < 4:
+        raise UserError(
+            f"{metric} expects ten answers per question, got {len(answers)}; use --config.evaluations.….metric=exact_match"
+        )
+    return answers
+
+
+def _one_line(text: str) -> str:
+    return re.sub(r"[\n\t]", " ", text).strip()
 
 
 NUMBERS = {word: str(i) for i, word in enumerate("zero one two three four five six seven eight nine ten".split())} | {
@@ -96,30 +108,6 @@ def normalise_vqa(text: str) -> str:
     return " ".join(CONTRACTIONS.get(word, word) for word in words if word not in ARTICLES)
 
 
-METRICS: dict[str, Metric] = {
-    "exact_match": Metric(exact_match, "equal after lower-casing, single spaces, no full stop at the end"),
-    "vqa_accuracy": Metric(
-        vqa_accuracy, "official VQAv2 accuracy: mean over ten people of min(1, agreeing others / 3), official normalisation"
-    ),
-}
-
-
-def find_metric(name: str) -> Metric:
-    """The metric of that name; UserError naming the choices for any other."""
-    if name not in METRICS:
-        raise UserError(f"metric must be one of {', '.join(METRICS)}, got {name!r}")
-    return METRICS[name]
-
-
-def mean(scores: Sequence[float]) -> float:
-    """The mean, NaN of nothing."""
-    return math.fsum(scores) / len(scores) if scores else math.nan
-
-
-def by_kind(scores: Sequence[float], kinds: Sequence[str]) -> dict[str, tuple[float, int]]:
-    """(mean, number) of each kind of question, kinds in alphabetical order; questions without a kind are left out."""
-    groups = collections.defaultdict(list)
-    for score, kind in zip(scores, kinds, strict=True):
-        if kind:
-            groups[kind].append(score)
-    return {kind: (mean(groups[kind]), len(groups[kind])) for kind in sorted(groups)}
+def normalise_textvqa(text: str) -> str:
+    """The normalisation of TextVQA's own evaluation (M4C, arXiv 1911.06258): possessives apart, then as for VQAv2."""
+    return normalise_vqa(_one_line(text.lower().replace(",", "").replace("?", "").replace("'s", " 's")))

@@ -1,0 +1,111 @@
+"""Retrieval with a dual encoder and with a BLIP-2 of stage 1, against the rules written out pair by pair."""
+
+from __future__ import annotations
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+import mmjax
+from mmjax.evaluation.evaluate import evaluate_model
+from mmjax.evaluation.retrieval import retrieve
+from mmjax.systems.parts import build_definition
+from mmjax.types import Example, Medium, UserError
+from mmjax.types.model import Model
+from tests.decoding import world
+
+CAPTIONS = (("a red", "is there a blue"), ("how many ?",), ("0 1 2", "yes", "no a"), ("what colour is there ?",))
+
+
+def example(number):
+    return Example(f"pairs/{number}", media=(Medium("image", world.png(number)),), answers=CAPTIONS[number])
+
+
+EXAMPLES = [example(number) for number in range(4)]
+TEXTS = [caption for captions in CAPTIONS for caption in captions]
+OWNER = [number for number, captions in enumerate(CAPTIONS) for _ in captions]
+
+
+@pytest.fixture(scope="module")
+def blip2():
+    """The Q-Former with its heads, and no language model."""
+    parts = {name: dict(part) for name, part in world.PARTS.items() if name != "llm"}
+    parts["connectors.image"] |= {"stage1": True, "projection": 6, "output_width": 0}
+    definition, generator = build_definition(parts), np.random.default_rng(0)
+    parameters = {path: world.draw(path, definition.specs[path].shape, generator) for path in sorted(definition.specs)}
+    return Model(definition, parameters, world.make_model().processor, {"parts": parts})
+
+
+def rank(scores, own):
+    best = max(scores[i] for i in own)
+    ties = sum(scores[i] == best for i in range(len(scores)) if i not in own)
+    return 1 + sum(score > best for score in scores) + ties / 2
+
+
+def expected_scores(model, first):
+    """(contrast, texts of each picture, pictures of each text), one pair at a time."""
+    vectors = mmjax.embed(model, images=[world.pixels(n) for n in range(4)], texts=TEXTS)
+    contrast = np.einsum("iqd,td->iqt", vectors["image"], vectors["text"]).max(1)
+    module = model.definition.bind(model.parameters)
+    encoder, qformer = module.encoders["image"], module.connectors["image"]
+    features = jax.jit(lambda images: encoder(encoder.pixels(images)))(np.stack([world.pixels(n) for n in range(4)]))
+    tokens, mask = model.processor.texts(TEXTS)
+    logit = jax.jit(
+        lambda f, t, m: qformer.heads.matching(qformer(f[None, None], None, t[None, None], m[None, None]).queries[0, 0])[:, 1]
+    )
+    matching = np.array([[logit(features[i], tokens[t], mask[t]).mean() for t in range(len(TEXTS))] for i in range(4)])
+    texts, images = np.full(contrast.shape, -100.0), np.full(contrast.shape, -100.0)
+    for i in range(4):
+        for t in sorted(range(len(TEXTS)), key=lambda t: -contrast[i, t])[:first]:
+            texts[i, t] = matching[i, t] + contrast[i, t]
+    for t in range(len(TEXTS)):
+        for i in sorted(range(4), key=lambda i: -contrast[i, t])[:first]:
+            images[i, t] = matching[i, t] + contrast[i, t]
+    return contrast, texts, images.T
+
+
+@pytest.mark.parametrize("first", [2, 128])
+def test_blip2_reranks_the_first_candidates_by_matching(blip2, first):
+    numbers, lines = retrieve(blip2, EXAMPLES, 4, batch_size=3, rerank=first)
+    _, texts, images = expected_scores(blip2, first)
+    text_ranks = [rank(texts[i], {t for t in range(len(TEXTS)) if OWNER[t] == i}) for i in range(4)]
+    image_ranks = [rank(images[t], {OWNER[t]}) for t in range(len(TEXTS))]
+    assert [line["rank"] for line in lines] == text_ranks + image_ranks
+    recall = np.mean(np.array(text_ranks) <= 1), np.mean(np.array(image_ranks) <= 1)
+    assert numbers["also"]["text_recall_at_1"] == recall[0] and numbers["also"]["image_recall_at_1"] == recall[1]
+    assert numbers["recall_at_1"] == np.mean(recall) and numbers["also"]["text_recall_at_10"] == 1
+    assert f"first {first}" in numbers["implementation"]
+
+
+def test_without_reranking_contrast_decides(blip2):
+    numbers, lines = retrieve(blip2, EXAMPLES, 4, rerank=0)
+    contrast, _, _ = expected_scores(blip2, 1)
+    assert [line["prediction"] for line in lines[:4]] == [TEXTS[i] for i in contrast.argmax(1)]
+    assert [line["prediction"] for line in lines[4:]] == [f"pairs/{i}" for i in contrast.argmax(0)]
+    assert "matching" not in numbers["implementation"]
+
+
+def test_a_dual_encoder_needs_no_head(monkeypatch, blip2, tmp_path):
+    from mmjax.evaluation import retrieval
+
+    vectors = {"image": np.eye(4, dtype=np.float32), "text": np.eye(4, dtype=np.float32)[OWNER]}
+    monkeypatch.setattr(retrieval, "embed", lambda model, **_: vectors)
+    monkeypatch.setattr(retrieval, "_matches", lambda model: False)
+    results = evaluate_model(blip2, "pairs", EXAMPLES, task="retrieval", workdir=tmp_path, progress=False)
+    assert results["recall_at_1"] == results["text_recall_at_1"] == results["image_recall_at_1"] == 1
+    vectors["text"] = np.ones((7, 4), np.float32)  # all alike: nothing is found by luck
+    numbers, _ = retrieve(blip2, EXAMPLES, 4)
+    assert numbers["ranks"]["image"] == {"mean": 2.5, "median": 2.5} and numbers["also"]["image_recall_at_1"] == 0
+    saved = json.loads((tmp_path / "eval/pairs.json").read_text())
+    assert saved["task"] == "retrieval" and saved["captions"] == 7 and saved["examples"] == 4
+
+
+def test_what_cannot_be_searched_is_told(blip2):
+    with pytest.raises(UserError, match="'mute': retrieval expects one picture an example, its media are: none"):
+        retrieve(blip2, [Example("mute", answers=("a",))], 1)
+    with pytest.raises(UserError, match="'bare': expected meta"):
+        retrieve(blip2, [Example("bare", media=EXAMPLES[0].media)], 1)
+    with pytest.raises(UserError, match="embeds nothing"):
+        retrieve(world.make_model(), EXAMPLES, 4)
