@@ -30,12 +30,12 @@ RECORDS_PER_SHARD = 4096
 Runner = Callable[[Sequence[local.Step], Sequence[Any]], Iterator[list[Any]]]
 
 
-def conversation(questions: Iterable[tuple[str, str]]) -> tuple[Turn, ...]:
-    """Questions about one picture as turns: the user asks, showing medium 0 with the first question; the assistant answers."""
+def conversation(questions: Iterable[tuple[str, str]], shown: bool = True) -> tuple[Turn, ...]:
+    """Questions as turns: the user asks, the assistant answers. With `shown`, medium 0 comes with the first question."""
     turns: list[Turn] = []
     for question, answer in questions:
-        shown = () if turns else (Part(medium=0),)
-        turns += [Turn("user", (*shown, Part(question))), Turn("assistant", (Part(answer),))]
+        medium = (Part(medium=0),) if shown and not turns else ()
+        turns += [Turn("user", (*medium, Part(question))), Turn("assistant", (Part(answer),))]
     return tuple(turns)
 
 
@@ -73,7 +73,8 @@ class ExampleBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         )
 
     def _split_generators(self, dl_manager):
-        return {split: self._generate_examples(split, items) for split, items in self.items().items()}
+        # TFDS refuses a split without records.
+        return {split: self._generate_examples(split, items) for split, items in self.items().items() if items}
 
     def _generate_examples(self, split: str, items: Sequence[Any]):  # type: ignore[override]  # TFDS leaves the arguments to us
         items = items[: self.limit] if self.limit else items

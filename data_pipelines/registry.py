@@ -17,7 +17,8 @@ from mmjax.types.config import suggest
 from mmjax.types.errors import UserError
 
 # Module of each data set: its `build(out, *, raw, runner, limit)` fills an empty directory. Imported when asked for.
-BUILDERS = {name: f"data_pipelines.{name}" for name in ("shapes", "easy_vqa", "smollm2")}
+NAMES = ("shapes", "easy_vqa", "smollm2", "coco_caption", "vqav2", "okvqa", "gqa", "textvqa", "scienceqa", "pope")
+BUILDERS = {name: f"data_pipelines.{name}" for name in NAMES}
 RUNNERS = {"local": local.run}
 MANIFEST = "manifest.json"
 

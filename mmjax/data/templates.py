@@ -186,7 +186,7 @@ def _questions(*formats: str) -> Template:
 
     def text(example: Example, seed: int, number: int, question: str) -> str:
         chosen = draw(example.id, seed, number) % len(formats) if len(formats) > 1 else 0
-        return formats[chosen].format(question=question)
+        return formats[chosen].format(question=question, ocr_tokens=", ".join(example.meta.get("ocr_tokens", ())))
 
     def segments(example: Example, seed: int) -> list[Segment]:
         return [
@@ -199,6 +199,44 @@ def _questions(*formats: str) -> Template:
         return _ask(text(example, seed, len(list(exchanges(example))) - 1, question), media, None)
 
     return Template(segments, prompt)
+
+
+def _choices(text: Callable[[str, str, tuple[str, ...]], str], *, letters: bool) -> Template:
+    """One question with `meta["choices"]`, and `meta["context"]` where there is one.
+
+    Args:
+      text: (question, context, choices) -> what is asked.
+      letters: the answer is the letter of the right choice; otherwise its text.
+    """
+
+    def ask(example: Example, learn: bool) -> Segment:
+        question, media, answer = _last(example)
+        choices = tuple(example.meta.get("choices", ()))
+        prompt = text(question, example.meta.get("context", ""), choices)
+        if not learn:
+            return _ask(prompt, media, None)
+        answer = _answer(example, question, answer)
+        if answer not in choices:
+            raise UserError(f"example {example.id!r}: the answer {answer!r} is none of meta['choices']: {', '.join(choices)}")
+        return _ask(prompt, media, LETTERS[choices.index(answer)] if letters else answer)
+
+    return Template(lambda example, seed: [ask(example, True)], lambda example, seed: ask(example, False))
+
+
+LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+
+
+def _lines_of_choices(question: str, context: str, choices: tuple[str, ...]) -> str:
+    """LLaVA's prompt for ScienceQA (arXiv 2310.03744)."""
+    context_line = (f"Context: {context}",) if context else ()
+    options = (f"{letter}. {choice}" for letter, choice in zip(LETTERS, choices, strict=False))
+    return "\n".join((*context_line, question, *options, "Answer with the option's letter from the given choices directly."))
+
+
+def _row_of_choices(question: str, context: str, choices: tuple[str, ...]) -> str:
+    """InstructBLIP's prompt for ScienceQA (arXiv 2305.06500), whose choices are ranked."""
+    options = " ".join(f"({letter.lower()}) {choice}" for letter, choice in zip(LETTERS, choices, strict=False))
+    return f"{f'Context: {context} ' if context else ''}Question: {question} Options: {options}. Answer:"
 
 
 def _every_medium(example: Example) -> tuple[MediumSlot, ...]:
@@ -264,6 +302,9 @@ TEMPLATES: dict[str, Template] = {
     "document": _document(caption_weight=0.3, question_weight=0.3),
     **{f"vqa_{number}": _questions(text) for number, text in enumerate(VQA_PROMPTS, 1)},
     "vqa_mixed": _questions(*VQA_PROMPTS),
+    "vqa_ocr": _questions("OCR tokens: {ocr_tokens}. Question: {question} Short answer:"),
+    "choices": _choices(_row_of_choices, letters=False),
+    "choice_letters": _choices(_lines_of_choices, letters=True),
 }
 
 

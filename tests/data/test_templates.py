@@ -44,7 +44,9 @@ def test_document_holds_the_caption_and_every_question(example):
 
 @pytest.mark.parametrize("name", sorted(set(TEMPLATES) - {"document"}))  # its prompt is a question without the caption
 def test_prompt_is_the_head_of_the_training_segment(name, example):
-    segment, prompt = TEMPLATES[name](example(4), 7)[-1], TEMPLATES[name].prompt(example(4), 7)
+    one = example(4)
+    one = dataclasses.replace(one, meta={**one.meta, "choices": ["0", "1", "2", "3"]})
+    segment, prompt = TEMPLATES[name](one, 7)[-1], TEMPLATES[name].prompt(one, 7)
     heads = zip(prompt.parts, segment.parts, strict=False)
     for a, b in heads:  # weights differ: a prompt learns nothing
         assert a == b or dataclasses.replace(a, weight=0.0) == dataclasses.replace(b, weight=0.0)
@@ -91,3 +93,20 @@ def test_mistakes_name_the_example():
         TEMPLATES["question_answer"](silent)
     with pytest.raises(UserError, match="data/train/3"):
         TEMPLATES["caption"](silent)
+
+
+def test_choices_must_hold_the_answer_and_captions_exist():
+    asked = Example("e", turns=(Turn("user", (Part("Which?"),)),), answers=("tea",), meta={"choices": ["milk", "stone"]})
+    assert template("choices").prompt(asked, 0).query == "Question: Which? Options: (a) milk (b) stone. Answer:"
+    with pytest.raises(UserError, match="'tea' is none of meta.*: milk, stone"):
+        template("choice_letters")(asked)
+    with pytest.raises(UserError, match="'bare': expected meta"):
+        template("caption")(Example("bare"))
+
+
+def test_what_is_a_questions_own_goes_before_what_is_the_examples(example):
+    own = [{"answers": ["red", "dark red"], "kind": "colour"}, {"kind": "number"}]
+    asked = dataclasses.replace(example(2), answers=("1",), meta={"questions": own, "image_id": 5})
+    first, second = single_questions(asked)
+    assert first.answers == ("red", "dark red") and first.meta == {"image_id": 5, "kind": "colour"}
+    assert second.answers == ("1",) and second.meta == {"image_id": 5, "kind": "number"}

@@ -1,0 +1,72 @@
+"""TextVQA 0.5.1 (arXiv 1904.08920): questions about what is written in pictures, each answered by ten people.
+
+The release directory holds the pictures in `train_images/` and one file of questions for each split; where the files of its
+text recognition, `TextVQA_Rosetta_OCR_v0.2_*.json`, are there too, `meta["ocr_tokens"]` has the words they found.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import tensorflow_datasets as tfds
+
+from data_pipelines import builder, release
+
+FILES = {split: (f"TextVQA_0.5.1_{split}.json",) for split in ("train", "val")}
+
+
+def pictures(raw: Path, split: str, file: Path, source: str) -> list[release.Picture]:
+    """All pictures of a split with their questions."""
+    content = release.read_json(file)
+    with release.reading(file):
+        asked = [
+            (
+                row["image_id"],
+                release.Asked(
+                    row["question"],
+                    release.most_frequent(row["answers"]),
+                    {"question_id": row["question_id"], "answers": row["answers"]},
+                ),
+            )
+            for row in content["data"]
+        ]
+    recognised = ocr_tokens(file.parent / f"TextVQA_Rosetta_OCR_v0.2_{split}.json")
+    return [
+        release.Picture(
+            f"textvqa/{split}/{image}",
+            source,
+            str(raw / "train_images" / f"{image}.jpg"),
+            asked=group,
+            meta={"image_id": image, **({"ocr_tokens": recognised[image]} if image in recognised else {})},
+        )
+        for image, group in release.by_picture(asked).items()
+    ]
+
+
+def ocr_tokens(file: Path) -> dict[str, list[str]]:
+    """What was recognised in each picture; empty without the file."""
+    if not file.is_file():
+        return {}
+    content = release.read_json(file)
+    with release.reading(file):
+        return {row["image_id"]: row["ocr_tokens"] for row in content["data"]}
+
+
+class Textvqa(builder.ExampleBuilder):
+    """Pictures with their questions; `meta["questions"]` holds the ten answers of each."""
+
+    VERSION = tfds.core.Version("1.0.0")
+    description = "Questions about the text in pictures, with the answers of ten people each."
+    homepage = "https://textvqa.org"
+    license = "CC-BY-4.0"
+    steps = (release.describe,)
+
+    def items(self) -> Mapping[str, Sequence[release.Picture]]:
+        found = release.find(self.raw, "textvqa", FILES, "textvqa.org/dataset")
+        return {split: pictures(self.raw, split, file, f"textvqa {self.VERSION}") for split, (file,) in found.items()}
+
+
+def build(out: Path, *, raw: Path | None = None, runner: builder.Runner, limit: int = 0) -> None:
+    """Stores the data set in the empty directory `out`."""
+    builder.write(Textvqa, out, raw=raw, runner=runner, limit=limit)

@@ -1,0 +1,81 @@
+"""VQAv2 (arXiv 1612.00837): questions about COCO pictures, each answered by ten people.
+
+The release directory holds the pictures in `train2014/` and `val2014/`, and for each split the file of questions and that of
+annotations. The answers of the test splits are not public: their questions are left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import tensorflow_datasets as tfds
+
+from data_pipelines import builder, release
+
+FILES = {
+    split: (f"v2_OpenEnded_mscoco_{split}2014_questions.json", f"v2_mscoco_{split}2014_annotations.json")
+    for split in ("train", "val")
+}
+
+
+def pictures(raw: Path, dataset: str, split: str, files: Sequence[Path], source: str) -> list[release.Picture]:
+    """All pictures of a split with their questions, also of OK-VQA, whose files have the same form.
+
+    Args:
+      raw: the release directory.
+      dataset: name in the ids.
+      split: "train" or "val".
+      files: the questions and their annotations.
+      source: of the Examples.
+    """
+    questions, annotations = map(release.read_json, files)
+    with release.reading(files[1]):
+        annotated = {row["question_id"]: row for row in annotations["annotations"]}
+    with release.reading(files[0]):
+        rows = [(row["image_id"], row["question_id"], row["question"]) for row in questions["questions"]]
+    with release.reading(files[1]):
+        asked = [(image, _asked(question, annotated[number])) for image, number, question in rows]
+    return [
+        release.Picture(
+            f"{dataset}/{split}/{image}",
+            source,
+            str(raw / f"{split}2014" / f"COCO_{split}2014_{image:012d}.jpg"),
+            asked=group,
+            meta={"image_id": image},
+        )
+        for image, group in release.by_picture(asked).items()
+    ]
+
+
+def _asked(question: str, annotation: Mapping[str, Any]) -> release.Asked:
+    answers = [person["answer"] for person in annotation["answers"]]
+    own = {
+        "question_id": annotation["question_id"],
+        "answers": answers,
+        "kind": annotation["answer_type"],
+        "question_type": annotation["question_type"],
+    }
+    if all("raw_answer" in person for person in annotation["answers"]):  # OK-VQA, whose answers are stemmed
+        own["raw_answers"] = [person["raw_answer"] for person in annotation["answers"]]
+    return release.Asked(question, annotation.get("multiple_choice_answer") or release.most_frequent(answers), own)
+
+
+class Vqav2(builder.ExampleBuilder):
+    """Pictures with their questions; `meta["questions"]` holds ten answers, an answer type (kind) and a question type each."""
+
+    VERSION = tfds.core.Version("1.0.0")
+    description = "Questions about COCO pictures with the answers of ten people each."
+    homepage = "https://visualqa.org"
+    license = "annotations CC-BY-4.0; pictures: their owners' Flickr terms"
+    steps = (release.describe,)
+
+    def items(self) -> Mapping[str, Sequence[release.Picture]]:
+        found = release.find(self.raw, "vqav2", FILES, "visualqa.org/download.html")
+        return {split: pictures(self.raw, "vqav2", split, files, f"vqav2 {self.VERSION}") for split, files in found.items()}
+
+
+def build(out: Path, *, raw: Path | None = None, runner: builder.Runner, limit: int = 0) -> None:
+    """Stores the data set in the empty directory `out`."""
+    builder.write(Vqav2, out, raw=raw, runner=runner, limit=limit)
