@@ -119,11 +119,13 @@ class Stage1Heads(nnx.Module):
 
 @dataclasses.dataclass(frozen=True)
 class Outputs:
-    """What a pass gives: of the queries, of the text, and the last layer's cross-attention averaged over heads."""
+    """What a pass gives: of the queries, of the text; the last layer's cross-attention averaged over heads; and what each
+    layer reads of [queries ; text], followed by what the last one gives."""
 
     queries: Float[Array, "b m q d"] | None
     text: Float[Array, "b m u d"] | None
     maps: Float[Array, "b m q p"] | None = None
+    depths: Float[Array, "depths b m l d"] | None = None
 
 
 class QFormer(nnx.Module):
@@ -154,6 +156,7 @@ class QFormer(nnx.Module):
         *,
         direction: Direction = "bidirectional",
         maps: bool = False,
+        depths: bool = False,
         key: Array | None = None,
     ) -> Outputs:
         """One pass over [queries ; text]; without features there are no queries, without tokens no text.
@@ -165,6 +168,7 @@ class QFormer(nnx.Module):
           direction: "bidirectional": all see all; "causal": queries see queries, a text token sees the queries and the
             text up to itself (the mask of image-grounded generation).
           maps: also return attention maps.
+          depths: also return what stands between the layers.
           key: of dropout; None = off.
         """
         x, rows = self._embed(features, medium, tokens, key)
@@ -175,20 +179,23 @@ class QFormer(nnx.Module):
             queries, x.shape[1] - queries, None if token_mask is None else token_mask.reshape(x.shape[0], -1), direction
         )
 
-        def apply(block: Superblock, x: Array, layer_key: Array | None) -> tuple[Array, Array | None]:
-            weights = None
+        def apply(block: Superblock, x: Array, layer_key: Array | None) -> tuple[Array, tuple[Array | None, Array | None]]:
+            weights, read = None, []
             for i, layer in enumerate(block.layers):
+                read.append(x)
                 keys = [None] * 4 if layer_key is None else list(jax.random.split(jax.random.fold_in(layer_key, i), 4))
                 x, layer_weights = _layer(layer, x, queries, mask, features, medium, maps, keys)
                 weights = layer_weights if layer_weights is not None else weights
-            return x, weights
+            return x, (weights, jnp.stack(read) if depths else None)
 
-        x, weights = stack.run(self.layers, apply, x, layer_keys(key, self.config.layers // self.config.frequency))
+        x, (weights, read) = stack.run(self.layers, apply, x, layer_keys(key, self.config.layers // self.config.frequency))
+        between = jnp.concatenate([read.reshape(-1, *x.shape), x[None]]) if depths else None
         x = x.reshape(*rows, *x.shape[1:])
         return Outputs(
             queries=x[:, :, :queries] if queries else None,
             text=x[:, :, queries:] if tokens is not None else None,
             maps=weights[-1].reshape(*rows, *weights.shape[2:]) if maps else None,
+            depths=between.reshape(len(between), *rows, *x.shape[2:]) if depths else None,
         )
 
     def _embed(

@@ -10,6 +10,7 @@ from jaxtyping import Array, Float, Int
 
 from mmjax.layers import stack
 from mmjax.llms.opt import OPT
+from mmjax.llms.t5 import T5, Encoded
 from mmjax.objectives.contrastive import normalise
 from mmjax.systems.multimodal import place
 from mmjax.types import UserError
@@ -23,11 +24,7 @@ def causal_lm(system: Any, inputs: Inputs, config: Mapping[str, Any]) -> Outputs
 
     With output_hidden_states also hidden_states: what each layer reads, and last_hidden_state.
     """
-    with stack.record() as depths:
-        outputs = _language_model(system, inputs, system.llm.embed(inputs["input_ids"]))
-    if inputs.get("output_hidden_states"):
-        outputs["hidden_states"] = (*depths[0], outputs["last_hidden_state"])
-    return outputs
+    return _decoder(system.llm, inputs, system.llm.embed(inputs["input_ids"]))
 
 
 def seq2seq_lm(system: Any, inputs: Inputs, config: Mapping[str, Any]) -> Outputs:
@@ -36,14 +33,16 @@ def seq2seq_lm(system: Any, inputs: Inputs, config: Mapping[str, Any]) -> Output
     Inputs: input_ids, attention_mask [b s], decoder_input_ids, decoder_attention_mask [b t].
 
     Returns:
-      logits, encoder_last_hidden_state.
+      logits, encoder_last_hidden_state; with output_hidden_states also encoder_hidden_states and decoder_hidden_states: what
+      each layer reads, and the final norm's output.
     """
-    llm = system.llm
-    source, text = inputs["input_ids"], inputs["decoder_input_ids"]
-    read, written = ((_mask(inputs, prefix, ids) > 0).astype(jnp.int32) for prefix, ids in (("", source), ("decoder_", text)))
-    encoded = llm.encode(llm.embed(source), _slots(source), read)
-    hidden, _ = llm(llm.embed(text), _slots(text), written, source=encoded)
-    return {"logits": llm.logits(hidden)[..., : llm.config.vocab], "encoder_last_hidden_state": encoded.hidden}
+    return _encoder_decoder(system.llm, inputs, system.llm.embed(inputs["input_ids"]))
+
+
+def encoder_only(system: Any, inputs: Inputs, config: Mapping[str, Any]) -> Outputs:
+    """T5EncoderModel: input_ids, attention_mask [b s] -> last_hidden_state, and hidden_states where they are asked for."""
+    encoded, depths = _encode_source(system.llm, inputs, system.llm.embed(inputs["input_ids"]))
+    return {"last_hidden_state": encoded.hidden, **_asked(inputs, hidden_states=depths)}
 
 
 def blip2(system: Any, inputs: Inputs, config: Mapping[str, Any]) -> Outputs:
@@ -53,18 +52,27 @@ def blip2(system: Any, inputs: Inputs, config: Mapping[str, Any]) -> Outputs:
     [b 3 height width], and for InstructBLIP qformer_input_ids [b u], qformer_attention_mask [b u].
 
     Returns:
-      logits, last_hidden_state of the language model, image_embeds of the vision tower.
+      The language model's outputs, image_embeds of the vision tower, qformer_last_hidden_state of [queries ; question]. With
+      output_hidden_states also what the class keeps inside vision_outputs, qformer_outputs and language_model_outputs:
+      vision_hidden_states, qformer_hidden_states, language_hidden_states.
     """
-    features = _encode(system, inputs)
+    vision, connector = _vision(system.encoders["image"], inputs), system.connectors["image"]
+    features: Any = vision["last_hidden_state"]
     asked: dict[str, Any] = {}
     if "qformer_input_ids" in inputs:
         tokens = inputs["qformer_input_ids"]
         asked = {"tokens": tokens[:, None], "token_mask": _mask(inputs, "qformer_", tokens)[:, None] > 0}
-    soft = system.connectors["image"].connect(features[:, None], **asked)
+    read = connector(features[:, None], **asked, depths=True)
+    depths = tuple(each[:, 0] for each in read.depths)
     is_placeholder = inputs["input_ids"] == config["image_token_index"]
     index = jnp.where(is_placeholder, jnp.cumsum(is_placeholder, axis=1) - 1, -1)
-    embeddings = place(soft, system.llm.embed(inputs["input_ids"]), index)
-    return _language_model(system, inputs, embeddings) | {"image_embeds": features}
+    embeddings = place(connector.projection(read.queries[:, 0]), system.llm.embed(inputs["input_ids"]), index)
+    language = _decoder(system.llm, inputs, embeddings)
+    outputs = language | {"image_embeds": features, "qformer_last_hidden_state": depths[-1]}
+    if not inputs.get("output_hidden_states"):
+        return outputs
+    by_part = {"vision": vision["hidden_states"], "qformer": depths, "language": outputs.pop("hidden_states")}
+    return outputs | {f"{part}_hidden_states": hidden_states for part, hidden_states in by_part.items()}
 
 
 def retrieval(system: Any, inputs: Inputs, config: Mapping[str, Any]) -> Outputs:
@@ -101,9 +109,37 @@ def _mask(inputs: Inputs, prefix: str = "", tokens: Array | None = None) -> Int[
     return jnp.ones_like(inputs["input_ids"] if tokens is None else tokens) if mask is None else mask
 
 
-def _language_model(system: Any, inputs: Inputs, embeddings: Float[Array, "b t d"]) -> Outputs:
-    hidden, _ = system.llm(embeddings, _positions(system.llm, inputs), (_mask(inputs) > 0).astype(jnp.int32))
-    return {"logits": system.llm.logits(hidden)[..., : system.llm.config.vocab], "last_hidden_state": hidden}
+def _asked(inputs: Inputs, **hidden_states: Any) -> Outputs:
+    """The hidden states, where they are asked for."""
+    return hidden_states if inputs.get("output_hidden_states") else {}
+
+
+def _logits(llm: Any, hidden: Float[Array, "b t d"]) -> Float[Array, "b t vocab"]:
+    return llm.logits(hidden)[..., : llm.config.vocab]
+
+
+def _decoder(llm: Any, inputs: Inputs, embeddings: Float[Array, "b t d"]) -> Outputs:
+    with stack.record() as depths:
+        hidden, _ = llm(embeddings, _positions(llm, inputs), (_mask(inputs) > 0).astype(jnp.int32))
+    outputs = {"logits": _logits(llm, hidden), "last_hidden_state": hidden}
+    return outputs | _asked(inputs, hidden_states=(*depths[0], hidden))
+
+
+def _encoder_decoder(llm: T5, inputs: Inputs, embeddings: Float[Array, "b s d"]) -> Outputs:
+    encoded, source_depths = _encode_source(llm, inputs, embeddings)
+    text = inputs["decoder_input_ids"]
+    with stack.record() as depths:
+        written = (_mask(inputs, "decoder_", text) > 0).astype(jnp.int32)
+        hidden, _ = llm(llm.embed(text), _slots(text), written, source=encoded)
+    outputs = {"logits": _logits(llm, hidden), "encoder_last_hidden_state": encoded.hidden}
+    return outputs | _asked(inputs, encoder_hidden_states=source_depths, decoder_hidden_states=(*depths[0], hidden))
+
+
+def _encode_source(llm: T5, inputs: Inputs, embeddings: Float[Array, "b s d"]) -> tuple[Encoded, tuple[Array, ...]]:
+    """The source as the decoder sees it, and at every depth."""
+    with stack.record() as depths:
+        encoded = llm.encode(embeddings, _slots(inputs["input_ids"]), (_mask(inputs) > 0).astype(jnp.int32))
+    return encoded, (*depths[0], encoded.hidden)
 
 
 def _positions(llm: Any, inputs: Inputs) -> Int[Array, "b t"]:

@@ -146,6 +146,10 @@ ARCHITECTURES: dict[str, Architecture] = {
     "Qwen3ForCausalLM": _language_model("qwen3"),
     "CohereForCausalLM": _language_model("cohere"),
     "T5ForConditionalGeneration": _language_model("t5", forward.seq2seq_lm),
+    "T5EncoderModel": Architecture(
+        "t5", lambda config: {"llm": {**language_part({"model_type": "t5", **config}), "decoder_layers": 0}},
+        lambda parts: language_config(parts["llm"], "t5"), _language_table, forward.encoder_only,
+    ),
     "Blip2ForConditionalGeneration": Architecture(
         "blip-2", blip2.blip2_parts, blip2.blip2_config,
         lambda parts: _blip2_table(parts, vocab=0, stage1=False), forward.blip2,
@@ -232,6 +236,8 @@ def choose(parts: Mapping[str, Mapping[str, Any]]) -> str:
     if encoders_only(parts):
         return _choose_encoders(parts)
     connector = parts.get("connectors.image")
+    if connector is None and parts["llm"].get("decoder_layers") == 0:
+        return "T5EncoderModel"
     if connector is None:
         model_type = language_config(parts["llm"])["model_type"]
         return next(name for name, entry in ARCHITECTURES.items() if entry.model_type == model_type)

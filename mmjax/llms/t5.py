@@ -20,6 +20,7 @@ from mmjax.layers.parameters import normal
 from mmjax.layers.parameters import stack as stacked
 from mmjax.layers.relative_positions import RelativePositionBias
 from mmjax.llms.head import padded_vocab, vocabulary_logits
+from mmjax.types import UserError
 from mmjax.weights.table import TRANSPOSE, Entry, Table, linear, norm
 
 
@@ -230,13 +231,14 @@ class T5(nnx.Module):
           cache: of `init_cache`, which has read the source.
           source: of `encode`; None = it is in the cache.
         """
+        decoder = self._writer()
         if cache is None:
             assert source is not None, "without a cache the decoder needs the source"
             mask = Mask(segments, segments, causal=True)
             source_mask = Mask(segments, source.segments)
-            return self.decoder(embeddings, mask, source=source, source_mask=source_mask)[0], None
+            return decoder(embeddings, mask, source=source, source_mask=source_mask)[0], None
         mask, own = cache_mask(segments, cache.own)
-        hidden, layers = self.decoder(
+        hidden, layers = decoder(
             embeddings,
             mask,
             caches=layer_caches(own),
@@ -260,8 +262,13 @@ class T5(nnx.Module):
         def project(block: Block, _: None, __: None) -> tuple[None, LayerCache]:
             return None, block.cross.keys_values(source.hidden)
 
-        _, (keys, values) = stack.run(self.decoder.layers, project, None)
+        _, (keys, values) = stack.run(self._writer().layers, project, None)
         return EncoderDecoderCache(own, keys, values, source.segments)
+
+    def _writer(self) -> Stack:
+        if self.decoder is None:
+            raise UserError("this T5 is an encoder alone (decoder_layers=0), which neither writes nor scores text")
+        return self.decoder
 
 
 def weight_table(config: T5Config) -> Table:

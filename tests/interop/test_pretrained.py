@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import torch
 from safetensors import safe_open
 
 import mmjax
@@ -60,6 +61,41 @@ def test_retrieval_scores_are_those_of_transformers(models, matching):
     for key, value in got.items():
         rows = visible if matching and key == "text_embeds" else ...
         np.testing.assert_allclose(value[rows], expected[key][rows], **TOLERANCE, err_msg=key)
+
+
+@pytest.mark.parametrize("name", ["blip2", "instructblip_opt", "instructblip_llama"])
+def test_every_depth_of_every_part_is_that_of_transformers(models, name):
+    """The class itself asks for the hidden states of its language model only; here all its parts are asked."""
+    directory, reference = models(name)
+    arrays = {**tiny.inputs(name), "output_hidden_states": True}
+    asking = [
+        getattr(reference, part).register_forward_pre_hook(
+            lambda module, args, kwargs: (args, {**kwargs, "output_hidden_states": True}), with_kwargs=True
+        )
+        for part in ("vision_model", "qformer")
+    ]
+    with torch.no_grad():
+        outputs = reference(**tiny.tensors(arrays))
+    for hook in asking:
+        hook.remove()
+    expected = {
+        "vision_hidden_states": outputs.vision_outputs.hidden_states,
+        "qformer_hidden_states": outputs.qformer_outputs.hidden_states,
+        "qformer_last_hidden_state": outputs.qformer_outputs.last_hidden_state,
+        "language_hidden_states": outputs.language_model_outputs.hidden_states,
+    }
+    got = hf_forward(mmjax.from_pretrained(directory), arrays)
+    masks = {"vision": None, "qformer": arrays.get("qformer_attention_mask"), "language": arrays["attention_mask"]}
+    assert got.keys() - expected.keys() == {"logits", "last_hidden_state", "image_embeds"}
+    for key, theirs in expected.items():
+        mask = masks[key.partition("_")[0]]
+        pairs = zip(got[key], theirs, strict=True) if isinstance(got[key], tuple) else [(got[key], theirs)]
+        for depth, (ours, value) in enumerate(pairs):
+            assert ours.shape == value.shape and value.std() > 0.1
+            read = np.ones(ours.shape[:2], bool)
+            if mask is not None:  # queries come first, and all of them count
+                read[:, read.shape[1] - mask.shape[1] :] = mask > 0
+            np.testing.assert_allclose(ours[read], value.numpy()[read], **TOLERANCE, err_msg=f"{key}, depth {depth}")
 
 
 def test_right_padding_and_no_mask(models):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import jax
 import numpy as np
 import pytest
 import torch
@@ -16,6 +17,7 @@ from mmjax.interop import hf_forward
 from mmjax.systems.parts import build_definition
 from mmjax.types import Model, UserError
 from tests.decoding import world
+from tests.interop import tiny
 
 TINY = {
     "vocab_size": 50, "d_model": 24, "d_kv": 10, "d_ff": 44, "num_layers": 3, "num_decoder_layers": 2, "num_heads": 3,
@@ -62,14 +64,22 @@ def inputs(long=False):
 
 
 def compare(directory, reference, arrays):
+    """Logits, and the hidden states of both stacks at every depth."""
+    arrays = {**arrays, "output_hidden_states": True}
     with torch.no_grad():
-        expected = reference(**{key: torch.tensor(value) for key, value in arrays.items()})
+        expected = reference(**tiny.tensors(arrays))
     got = hf_forward(mmjax.from_pretrained(directory), arrays)
-    assert set(got) == {"logits", "encoder_last_hidden_state"}
-    for key, mask in (("logits", "decoder_attention_mask"), ("encoder_last_hidden_state", "attention_mask")):
+    masks = {
+        "logits": "decoder_attention_mask", "encoder_last_hidden_state": "attention_mask",
+        "encoder_hidden_states": "attention_mask", "decoder_hidden_states": "decoder_attention_mask",
+    }  # fmt: skip
+    assert got.keys() == masks.keys()
+    for key, mask in masks.items():
         read = arrays[mask] > 0 if mask in arrays else slice(None)
-        assert expected[key][read].std() > 0.4
-        np.testing.assert_allclose(got[key][read], expected[key][read], rtol=0, atol=1e-4, err_msg=key)
+        pairs = zip(got[key], expected[key], strict=True) if isinstance(got[key], tuple) else [(got[key], expected[key])]
+        for depth, (ours, theirs) in enumerate(pairs):
+            assert theirs[read].std() > 0.4
+            np.testing.assert_allclose(ours[read], theirs[read], rtol=0, atol=1e-4, err_msg=f"{key}, depth {depth}")
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -111,6 +121,38 @@ def test_there_and_back_is_equal_to_the_byte(tmp_path, variant):
     assert not any(report.values()), report
     assert again.config.scale_decoder_outputs == reference.config.scale_decoder_outputs
     compare(tmp_path / "again", again.eval(), inputs())
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_the_encoder_alone(tmp_path, variant):
+    make(tmp_path / "whole", variant)
+    reference = transformers.T5EncoderModel.from_pretrained(tmp_path / "whole").eval()
+    reference.save_pretrained(tmp_path / "encoder")
+    arrays = {key: value for key, value in inputs().items() if not key.startswith("decoder")} | {"output_hidden_states": True}
+    with torch.no_grad():
+        expected = reference(**tiny.tensors(arrays))
+    model, read = mmjax.from_pretrained(tmp_path / "encoder"), arrays["attention_mask"] > 0
+    got = hf_forward(model, arrays)
+    np.testing.assert_allclose(got["last_hidden_state"][read], expected.last_hidden_state[read], rtol=0, atol=1e-4)
+    for depth, (ours, theirs) in enumerate(zip(got["hidden_states"], expected.hidden_states, strict=True)):
+        np.testing.assert_allclose(ours[read], theirs[read], rtol=0, atol=1e-4, err_msg=f"depth {depth}")
+    for source in (model, Model(model.definition, model.parameters, None, {"parts": model.config["parts"]})):
+        export = mmjax.save_pretrained(source, tmp_path / "again")
+        assert export.architecture == "T5EncoderModel" and not export.left_out
+        before, after = (load_file(tmp_path / name / "model.safetensors") for name in ("encoder", "again"))
+        assert before.keys() == after.keys() and all(before[key].tobytes() == after[key].tobytes() for key in before)
+        _, report = transformers.T5EncoderModel.from_pretrained(tmp_path / "again", output_loading_info=True)
+        assert not any(report.values()), report
+
+
+def test_an_encoder_alone_writes_nothing():
+    parts = {"llm": {"family": "t5", "vocab": 25, "width": 16, "layers": 1, "decoder_layers": 0, "heads": 2, "ffn": 32}}
+    definition = build_definition(parts)
+    processor = Processor(world.make_tokenizer(), encoder_decoder=True)
+    model = Model(definition, definition.initialise(jax.random.key(0)), processor, {"parts": parts})
+    for ask in (mmjax.generate, lambda model, prompts: mmjax.score(model, prompts, ["red"])):
+        with pytest.raises(UserError, match="this T5 is an encoder alone"):
+            ask(model, ["how many red?"])
 
 
 def test_copies_and_strays_of_old_files_are_passed_over(tmp_path):

@@ -102,8 +102,13 @@ def inputs(name: str) -> dict[str, np.ndarray]:
     return common
 
 
+def tensors(arrays: dict) -> dict:
+    """Arrays as the reference takes them; flags stay as they are."""
+    return {key: torch.tensor(value) if isinstance(value, np.ndarray) else value for key, value in arrays.items()}
+
+
 @torch.no_grad()
 def outputs(model: transformers.PreTrainedModel, arrays: dict) -> dict[str, np.ndarray]:
     """What the model computes, arrays only."""
-    result = model(**{key: torch.tensor(value) if isinstance(value, np.ndarray) else value for key, value in arrays.items()})
+    result = model(**tensors(arrays))
     return {key: value.numpy() for key, value in result.items() if isinstance(value, torch.Tensor)}
