@@ -28,7 +28,8 @@ def processor(model):
 def example(text: str) -> Example:
     """A record all of whose texts are `text`."""
     turns = tuple(Turn(role, (Part(text=text),)) for role in ("user", "assistant"))
-    return Example("x", media=(Medium("image", pixels(0)),), turns=(*turns, *turns), meta={"caption": text})
+    meta = {"caption": text, "choices": [text], "context": text, "ocr_tokens": [text]}
+    return Example("x", media=(Medium("image", pixels(0)),), turns=(*turns, *turns), meta=meta)
 
 
 def special(processor, *tokens) -> collections.Counter:
