@@ -15,6 +15,7 @@ WIDTH = 96
 QUERIES = 8
 ROWS = 32  # pictures with their captions per step
 VOCAB = 128  # rows of the word tables; the tokenizers trained on these data sets have fewer words
+DEC_ID = 5  # id of [DEC] in the tokenizers that `data_pipelines.tokenizer` trains
 SMOLLM2 = "data/smollm2"
 
 
@@ -80,7 +81,7 @@ def config(
             "trainable": [[r"llm\..*", True], [".*", False]],
         },
         "stage1": {
-            "objective": {"name": "blip2_stage1"},
+            "objective": {"name": "blip2_stage1", "positives": "captions"},
             "data": data("caption_pair", 0, ROWS, queries=1, query_length=caption_length + 2, **image),
             "optimizer": optimizer("stage1", 1.5e-3),
             "trainable": [[r"(llm|connectors\.image\.projection)\..*", False], [".*", True]],
@@ -160,7 +161,7 @@ def _parts(image_size: int, patch_size: int, llm: str) -> dict[str, dict[str, An
         "connectors": {"image": {
             "family": "qformer", "width": WIDTH, "layers": 3, "heads": 3, "ffn": 2 * WIDTH, "queries": QUERIES,
             "encoder_width": WIDTH, "output_width": llms[llm]["width"], "frequency": 1, "vocab": VOCAB,
-            "max_positions": 64, "dropout": 0.0, "stage1": True, "projection": 64,
+            "max_positions": 64, "dropout": 0.0, "stage1": True, "projection": 64, "decoder_start": DEC_ID,
             "soft_token_scale": 0.14 if llm == "smollm2" else 1.0,
         }},
         "llm": llms[llm],

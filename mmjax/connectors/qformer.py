@@ -41,6 +41,8 @@ class QFormerConfig:
       vocab, max_positions: of the text branch; vocab 0 = no text branch.
       stage1: whether the heads of the contrastive, matching and captioning losses exist.
       projection: width of the contrastive space.
+      decoder_start: id of the token with which image-grounded generation begins, [DEC]; −1 = the last of the vocabulary,
+        where BLIP-2 has added it to BERT's.
       soft_token_scale: standard deviation of the soft tokens before training. A frozen language model reads them best when they
         are as small as its word embeddings (0.14 in SmolLM2-135M).
     """
@@ -60,6 +62,7 @@ class QFormerConfig:
     dropout: float = 0.1
     stage1: bool = False
     projection: int = 256
+    decoder_start: int = -1
     soft_token_scale: float = 1.0
 
     def __post_init__(self):
@@ -69,6 +72,8 @@ class QFormerConfig:
             raise ValueError(f"width={self.width} is not a multiple of heads={self.heads}")
         if self.stage1 and not self.vocab:
             raise ValueError("stage1=True needs the text branch: set vocab")
+        if self.vocab and not -1 <= self.decoder_start < self.vocab:
+            raise ValueError(f"decoder_start={self.decoder_start} lies outside of vocab={self.vocab}")
 
 
 class PostNorm(nnx.Module):

@@ -49,11 +49,13 @@ class Item:
       segments: its tokenised segments; they share the media.
       images: the media that the segments refer to, by index: uint8 [image_size, image_size, 3]; None = could not be decoded,
         and what refers to it is not learnt.
+      media_ids: number of each of the images, equal for equal ones; by default of its own.
     """
 
     id: str
     segments: tuple[TokenisedSegment, ...]
     images: Mapping[int, np.ndarray | None] = dataclasses.field(default_factory=dict)
+    media_ids: Mapping[int, int] = dataclasses.field(default_factory=dict)
 
 
 def media_of(segments: Iterable[TokenisedSegment]) -> list[int]:
@@ -106,7 +108,8 @@ def assemble(
     text, source = _empty(b, t, shape.pad_id), _empty(b, s, shape.pad_id)
     feature_index = np.full((b, s or t), -1, np.int32)
     prior_index = np.zeros((b, t), np.int32)
-    media = Media(np.zeros((b, n, shape.image_size, shape.image_size, 3), np.uint8), np.zeros((b, n), bool))
+    pixels = np.zeros((b, n, shape.image_size, shape.image_size, 3), np.uint8)
+    media = Media(pixels, np.zeros((b, n), bool), np.zeros((b, n), np.int32))
     queries = Queries(np.full((b, m, u), shape.query_pad_id, np.int32), np.zeros((b, m, u), bool), np.zeros((b, m), np.int32))
 
     for row, items in enumerate(rows):
@@ -119,6 +122,7 @@ def assemble(
                 if item.images[index] is not None:
                     media.values[row, slot] = item.images[index]
                     media.mask[row, slot] = True
+                    media.ids[row, slot] = item.media_ids.get(index, 0)
             for segment in item.segments:
                 slots = [slot_of[index] for index in segment.media] if n else []
                 whole = not n or all(item.images[index] is not None for index in segment.media)

@@ -12,10 +12,12 @@ class SourceConfig:
     Args:
       path: directory of a prepared data set (`python -m launch.prepare` writes one).
       split: its split.
-      weight: share in the mixture, relative to the other sources.
+      weight: share in the mixture, relative to the other sources; see also `DataConfig.size_exponent`.
       template: name of the template that renders its examples (`mmjax.data.templates`).
       builder: name of the data set under `data_pipelines/`, by which `launch.train` prepares a missing `path`; "" for none.
       limit: use the first `limit` examples only; 0 = all.
+      cleaning: "blip2" = captions and questions in lower case and without punctuation (`mmjax.data.cleaning`), as in its
+        training; "" = as they are.
     """
 
     path: str
@@ -24,8 +26,11 @@ class SourceConfig:
     template: str = "question_answer"
     builder: str = ""
     limit: int = 0
+    cleaning: str = ""
 
     def __post_init__(self):
+        if self.cleaning not in ("", "blip2"):
+            raise ValueError(f"cleaning must be '' or 'blip2', got {self.cleaning!r}")
         if self.weight <= 0:
             raise ValueError(f"weight must be above 0, got {self.weight}")
         if self.limit < 0:
@@ -38,6 +43,8 @@ class DataConfig:
 
     Args:
       mixture: the sources, by name.
+      size_exponent: shares in the mixture are weight · size ** size_exponent: 0, the weights alone; 0.5, InstructBLIP's rule;
+        1, every example equally often.
       rows: rows of the global batch, b.
       length: text positions of a row, t; 0 for objectives without a text row (BLIP-2 stage 1).
       source_length: source positions of a row, s; 0 unless the language model is an encoder–decoder, which reads prompts there.
@@ -46,7 +53,13 @@ class DataConfig:
       query_length: positions of a query, u.
       soft_tokens: connector outputs per query (or per medium without queries), k: what one image takes in the text row.
       image_size: side of the square that images are resized to, in pixels.
+      prompt_length: tokens of a prompt in training, BOS included; a longer one loses its beginning. 0 = any.
+      answer_length: tokens of what is learnt, its end included; a longer one loses its end. 0 = any.
+      truncate_query: "left" or "right": the side on which a query longer than query_length is cut; "" = refuse it.
       flip: mirror images left to right at random in training.
+      crop: least and greatest share of an image's area that training cuts out at random before it resizes (Inception's
+        crop, aspect ratios from 3/4 to 4/3); () = the whole image.
+      rand_augment: random operations on each training image, by BLIP's list (`mmjax.data.media.augment`).
       pack: put several examples into a row (best fit); otherwise one example a row.
       window: positions of the shuffled index that are planned together when packing.
       workers: Grain worker processes; 0 reads in threads of the main process.
@@ -62,7 +75,13 @@ class DataConfig:
     query_length: int = 0
     soft_tokens: int = 0
     image_size: int = 224
+    size_exponent: float = 0.0
+    prompt_length: int = 0
+    answer_length: int = 0
+    truncate_query: str = ""
     flip: bool = False
+    crop: tuple[float, ...] = ()
+    rand_augment: int = 0
     pack: bool = False
     window: int = 16384
     workers: int = 0
@@ -74,11 +93,16 @@ class DataConfig:
         for name in ("rows", "window", "prefetch", "image_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be 1 or more, got {getattr(self, name)}")
-        for name in ("length", "source_length", "media", "queries", "query_length", "soft_tokens", "workers"):
+        sizes = ("length", "source_length", "media", "queries", "query_length", "soft_tokens", "workers")
+        for name in (*sizes, "prompt_length", "answer_length", "rand_augment", "size_exponent"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must be 0 or more, got {getattr(self, name)}")
         if bool(self.queries) != bool(self.query_length):
             raise ValueError(f"queries={self.queries} and query_length={self.query_length} must both be 0 or both be above 0")
+        if self.truncate_query not in ("", "left", "right"):
+            raise ValueError(f"truncate_query must be '', 'left' or 'right', got {self.truncate_query!r}")
+        if self.crop and not (len(self.crop) == 2 and 0 < self.crop[0] <= self.crop[1] <= 1):
+            raise ValueError(f"crop must be a least and a greatest share in (0, 1], got {self.crop}")
         if self.queries and not self.media:
             raise ValueError(f"queries={self.queries} ask about media, but media=0")
 
@@ -90,7 +114,9 @@ class TokenizerConfig:
     Args:
       llm: the language model's.
       connector: the connector's, where it reads text (Q-Former); "" = the language model's.
+      end: text of the token that ends an answer; "" = the tokenizer's EOS. BLIP-2 with OPT ends with "\\n".
     """
 
     llm: str
     connector: str = ""
+    end: str = ""

@@ -41,7 +41,7 @@ def mix(sources: Mapping[str, Source], config: DataConfig, seed: int, training: 
 
     Args:
       sources: by the names of `config.mixture`.
-      config: its weights are the shares of the sources.
+      config: its weights and size_exponent give the shares of the sources.
       seed: of the shuffles; every epoch of every source has another order.
       training: shuffled and endless; otherwise one source after the other, once.
 
@@ -58,4 +58,7 @@ def mix(sources: Mapping[str, Source], config: DataConfig, seed: int, training: 
         dataset.shuffle(seed=draw(seed, "shuffle", name) % 2**32).repeat()
         for name, dataset in zip(sources, datasets, strict=True)
     ]
-    return endless[0] if len(endless) == 1 else grain.MapDataset.mix(endless, [config.mixture[name].weight for name in sources])
+    if len(endless) == 1:
+        return endless[0]
+    shares = [config.mixture[name].weight * len(source) ** config.size_exponent for name, source in sources.items()]
+    return grain.MapDataset.mix(endless, shares)

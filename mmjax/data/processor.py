@@ -68,6 +68,8 @@ class Processor:
       vocabulary: rows of the language model's embedding; tokens beyond are refused. 0 = the tokenizer's size.
       encoder_decoder: whether the language model reads prompts with an encoder, and begins its own text with the pad token.
       transform: how pictures get that size; None = bicubic resize whatever the aspect ratio, as in BLIP-2.
+      end: text of the one token that ends an answer; "" = EOS.
+      truncate_query, prompt_length, answer_length: what is cut where it is too long, as in DataConfig.
     """
 
     llm: PreTrainedTokenizerFast
@@ -78,8 +80,14 @@ class Processor:
     vocabulary: int = 0
     encoder_decoder: bool = False
     transform: ImageTransform | None = None
+    end: str = ""
+    truncate_query: str = ""
+    prompt_length: int = 0
+    answer_length: int = 0
 
     def __post_init__(self):
+        if self.end and len(self.encode(self.end)) != 1:
+            raise UserError(f"tokenizers.end={self.end!r} must be one token, the tokenizer makes it {self.encode(self.end)}")
         if self.encoder_decoder and None in (self.llm.pad_token_id, self.llm.eos_token_id):
             raise UserError(
                 "an encoder–decoder begins its text with the pad token and ends it with EOS; the tokenizer lacks one"
@@ -93,6 +101,11 @@ class Processor:
     def pad_id(self) -> int:
         """Id that fills empty positions of the language model's rows."""
         return self.llm.pad_token_id or 0
+
+    @property
+    def end_id(self) -> int | None:
+        """Id that ends an answer; None for a tokenizer without one."""
+        return self.encode(self.end)[0] if self.end else self.llm.eos_token_id
 
     @property
     def query_pad_id(self) -> int:
@@ -132,26 +145,17 @@ class Processor:
         return self._tokenise(segment)
 
     def _tokenise_new(self, segment: Segment) -> TokenisedSegment:
-        special = {"bos": None if self.encoder_decoder else self.llm.bos_token_id, "eos": self.llm.eos_token_id}
         tokens: list[int] = []
         weights: list[float] = []
         features: list[int] = []
         media: list[int] = []
         begins: list[int] = []
-        for part in segment.parts:
+        for part, ids in zip(segment.parts, self._ids(segment), strict=True):
             begins.append(len(tokens))
-            match part:
-                case MediumSlot(medium):
-                    ids = (self.pad_id,) * self.soft_tokens
-                    features.extend(range(len(media) * self.soft_tokens, (len(media) + 1) * self.soft_tokens))
-                    media.append(medium)
-                    weight = 0.0
-                case Piece(text, weight):
-                    ids = self.encode(text)
-                case Rendered(text, quotes):
-                    ids, weight = self.encode_rendered(text, quotes), 0.0
-                case Special(name, weight):
-                    ids = () if special[name] is None else (special[name],)
+            if isinstance(part, MediumSlot):
+                features.extend(range(len(media) * self.soft_tokens, (len(media) + 1) * self.soft_tokens))
+                media.append(part.medium)
+            weight = part.weight if isinstance(part, Piece | Special) else 0.0
             tokens.extend(ids)
             weights.extend([weight] * len(ids))
             features.extend([-1] * (len(tokens) - len(features)))
@@ -173,8 +177,46 @@ class Processor:
         arrays = (*ids, np.array(features, np.int32))
         for array in arrays:
             array.setflags(write=False)
-        query = () if segment.query is None or not self.query_length else self.encode_query(segment.query)
+        query = self._query(segment.query, self.truncate_query) if segment.query is not None and self.query_length else ()
         return TokenisedSegment(*arrays, len(media) * self.soft_tokens, tuple(media), query, segment.query or "", answer)
+
+    def _ids(self, segment: Segment) -> list[tuple[int, ...]]:
+        """The ids of each part of a segment, cut to the lengths of training."""
+        special = {"bos": None if self.encoder_decoder else self.llm.bos_token_id, "eos": self.end_id}
+        parts: list[tuple[int, ...]] = []
+        for part, before in zip(segment.parts, (None, *segment.parts), strict=False):
+            match part:
+                case MediumSlot():
+                    parts.append((self.pad_id,) * self.soft_tokens)
+                case Piece(text):
+                    follows = isinstance(before, Piece) and text.startswith(" ")
+                    parts.append(self.encode(text[1:] if follows and self._begins_words else text))
+                case Rendered(text, quotes):
+                    parts.append(self.encode_rendered(text, quotes))
+                case Special(name):
+                    parts.append(() if special[name] is None else (special[name],))
+        if self.prompt_length:
+            read = [isinstance(part, Piece) and part.weight == 0 for part in segment.parts]
+            marks = sum(isinstance(part, Special) and part.weight == 0 for part in segment.parts)  # these stay
+            parts = _cut(parts, read, self.prompt_length - marks, 1)
+        if self.answer_length:
+            learnt = [isinstance(part, Piece | Special) and part.weight > 0 for part in segment.parts]
+            parts = _cut(parts, learnt, self.answer_length, -1)
+        return parts
+
+    @functools.cached_property
+    def _begins_words(self) -> bool:
+        """Whether the tokenizer takes any text for the beginning of a word, as SentencePiece does: a space that parts a text
+        from the one before it would then count twice."""
+        pieces = self.llm.backend_tokenizer.encode("a", add_special_tokens=False).tokens
+        return bool(pieces) and pieces[0].startswith("\u2581")
+
+    def _query(self, text: str, side: str) -> tuple[int, ...]:
+        """A query's ids, cut on that side; its first and last token ([CLS] and [SEP]) always stay."""
+        ids, room = self.encode_query(text), self.query_length
+        if len(ids) <= room or not side:
+            return ids
+        return (ids[0], *ids[1 - room :]) if side == "left" else (*ids[: room - 1], ids[-1])
 
     def question(self, example: Example, template_name: str | None = None, *, seed: int = 0) -> Segment:
         """The segment that asks the last question of an example, without its answer.
@@ -191,12 +233,19 @@ class Processor:
             return conversation(self.llm, example)
         return template(template_name).prompt(example, seed)
 
-    def image(self, medium: Medium, name: str) -> np.ndarray:
-        """Decodes and transforms an image to uint8 [image_size, image_size, 3]; `name` is what errors call it."""
+    def image(self, medium: Medium, name: str, change: Callable[[np.ndarray], np.ndarray] | None = None) -> np.ndarray:
+        """Decodes and transforms an image to uint8 [image_size, image_size, 3].
+
+        Args:
+          name: what errors call it.
+          change: of the decoded image in training, before it is transformed.
+        """
         if medium.kind != "image":
             raise UserError(f"{name}: expected an image, got {medium.kind}; this model reads images only")
         square = (self.image_size, self.image_size)
-        pixels = transform_image(decode_image(medium.data, name=name), self.transform or ImageTransform(square))
+        pixels = decode_image(medium.data, name=name)
+        pixels = pixels if change is None else change(pixels)
+        pixels = transform_image(pixels, self.transform or ImageTransform(square))
         if pixels.shape[:2] != square:
             raise UserError(
                 f"{name}: {list(pixels.shape[:2])} pixels after the image processor, the encoder reads {list(square)}"
@@ -215,10 +264,9 @@ class Processor:
         tokens = np.full((len(texts), self.query_length), self.query_pad_id, np.int32)
         mask = np.zeros(tokens.shape, bool)
         for row, text in enumerate(texts):
-            ids = self.encode_query(text)
-            kept = (*ids[: self.query_length - 1], ids[-1]) if len(ids) > self.query_length else ids
-            tokens[row, : len(kept)] = kept
-            mask[row, : len(kept)] = True
+            ids = self._query(text, self.truncate_query or "right")
+            tokens[row, : len(ids)] = ids
+            mask[row, : len(ids)] = True
         return tokens, mask
 
     def prompts(
@@ -294,6 +342,18 @@ class Processor:
         (directory / "processor.json").write_text(json.dumps(sizes | {"connector": self.connector is not None}, indent=2))
 
 
+def _cut(parts: Sequence[tuple[int, ...]], chosen: Sequence[bool], room: int, step: int) -> list[tuple[int, ...]]:
+    """Leaves `room` ids to the chosen parts together: the last ones with step 1, the first ones with step −1."""
+    cut = list(parts)
+    excess = sum(len(ids) for ids, mine in zip(parts, chosen, strict=True) if mine) - max(room, 0)
+    for index in range(len(parts))[::step]:
+        if chosen[index] and excess > 0:
+            dropped = min(excess, len(parts[index]))
+            cut[index] = parts[index][dropped:] if step > 0 else parts[index][: len(parts[index]) - dropped]
+            excess -= dropped
+    return cut
+
+
 def _first_learnt(segment: Segment) -> int:
     """Index of the first part with a loss: from there on a decoder writes, all before it an encoder reads."""
     learnt = (n for n, part in enumerate(segment.parts) if isinstance(part, Piece | Special) and part.weight > 0)
@@ -328,6 +388,5 @@ def load_processor(directory: str | Path) -> Processor:
 
 def make_processor(tokenizers: TokenizerConfig, **sizes: Any) -> Processor:
     """A Processor from tokenizer directories; `sizes` are its other fields."""
-    return Processor(
-        load_tokenizer(tokenizers.llm), load_tokenizer(tokenizers.connector) if tokenizers.connector else None, **sizes
-    )
+    connector = load_tokenizer(tokenizers.connector) if tokenizers.connector else None
+    return Processor(load_tokenizer(tokenizers.llm), connector, end=tokenizers.end, **sizes)

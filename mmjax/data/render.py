@@ -5,14 +5,16 @@ from __future__ import annotations
 import dataclasses
 import functools
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 
 import grain.python as grain
 import numpy as np
 
 from mmjax.data.batch import NO_PRIOR, BatchShape, Item, assemble, capacity, item_size, kinds, media_of
+from mmjax.data.cleaning import clean_example
 from mmjax.data.config import DataConfig
+from mmjax.data.media.augment import Augmentation
 from mmjax.data.media.image import ImageError
 from mmjax.data.mixture import Unreadable
 from mmjax.data.packing import plan_window
@@ -76,8 +78,10 @@ class Renderer:
         name, example = self.records[position]  # pyright: ignore[reportGeneralTypeIssues, reportOptionalIterable]
         if isinstance(example, Unreadable):
             return example, ()
-        render = template(self.config.mixture[name].template)
-        return example, tuple(map(self.processor.tokenise, render(example, draw(self.seed, "template", position))))
+        source = self.config.mixture[name]
+        example = clean_example(example) if source.cleaning else example
+        segments = template(source.template)(example, draw(self.seed, "template", position))
+        return example, tuple(map(self.processor.tokenise, segments))
 
     def misfit(self, segments: tuple[TokenisedSegment, ...]) -> str:
         """Why no row can hold these segments; "" if one can."""
@@ -105,13 +109,22 @@ class Renderer:
         skipped = []
         for index in media_of(segments) if self.shape.media else ():
             try:
-                images[index] = self.processor.image(example.media[index], f"example {example.id!r}, medium {index}")
+                name = f"example {example.id!r}, medium {index}"
+                images[index] = self.processor.image(example.media[index], name, self._change(position, index))
             except ImageError as error:
                 images[index] = None
                 skipped.append((error.reason, str(error)))
         if self.training and self.config.flip and draw(self.seed, "flip", position) % 2:
             images = {index: None if image is None else image[:, ::-1] for index, image in images.items()}
-        return Item(example.id, segments, images), skipped
+        return Item(example.id, segments, images, {index: medium_id(example, index) for index in images}), skipped
+
+    def _change(self, position: int, index: int) -> Callable[[np.ndarray], np.ndarray] | None:
+        """The random change of a medium; None where there is none."""
+        change = Augmentation(self.config.crop, self.config.rand_augment)
+        if not self.training or change == Augmentation():
+            return None
+        numbers = np.random.default_rng(draw(self.seed, "augment", position, index))
+        return lambda image: change(image, numbers)
 
     def batch(self, rows: list[list[int]], window: int = 0, row: int = 0) -> tuple[Batch, Report]:
         """Assembles the positions of each row into a batch."""
@@ -128,6 +141,14 @@ class Renderer:
         useful = sum(int((text.segments > 0).sum()) for text in (batch.text, batch.source) if text is not None)
         positions = self.shape.rows * (self.shape.length + self.shape.source_length)
         return batch, Report(sum(map(len, rows)), tuple(skipped), useful, positions, window, row)
+
+
+def medium_id(example: Example, index: int) -> int:
+    """A 31-bit number of a medium: the same for all examples that show it, as their `meta["image_id"]` or bytes tell."""
+    medium = example.media[index]
+    if len(example.media) == 1 and "image_id" in example.meta:
+        return draw("medium", example.source, example.meta["image_id"]) >> 32
+    return draw("medium", medium.sha256 or f"{example.id}#{index}") >> 32
 
 
 @dataclasses.dataclass(frozen=True)

@@ -27,6 +27,8 @@ from mmjax.types import Batch, Source, UserError
 
 BROKEN_SHARE, TOO_LONG_SHARE, AT_LEAST = 0.001, 0.1, 10
 READ_THREADS = 2
+# Settings that some runs did not have yet: where they are off, these runs must still find their place.
+YOUNGER = ("source_length", "size_exponent", "prompt_length", "answer_length", "truncate_query", "crop", "rand_augment")
 
 
 class DataStream:
@@ -129,7 +131,8 @@ def make_stream(
     _check_source_length(config, processor)
     for source in config.mixture.values():
         template(source.template)
-    sizes = {name: getattr(config, name) for name in ("soft_tokens", "image_size", "query_length")}
+    names = ("soft_tokens", "image_size", "query_length", "truncate_query", "prompt_length", "answer_length")
+    sizes = {name: getattr(config, name) for name in names}
     sources = {name: open_source(source.path, source.split, source.limit) for name, source in config.mixture.items()}
     mixed = mix(sources, config, seed, training)
     renderer = Renderer(mixed, config, dataclasses.replace(processor, **sizes), seed, training, prior)
@@ -185,10 +188,13 @@ def _fingerprint(config: DataConfig, seed: int, sources: Mapping[str, Source], p
     facts: dict[str, Any] = dataclasses.asdict(config)
     for name in ("workers", "prefetch"):
         del facts[name]
-    if not config.source_length:  # a setting younger than some runs, which must still find their place
-        del facts["source_length"]
+    for name in YOUNGER:
+        if not facts[name]:
+            del facts[name]
     for name, source in sources.items():
         entry = facts["mixture"][name]
+        if not entry["cleaning"]:
+            del entry["cleaning"]
         path = entry.pop("path")  # a data set may move
         entry["length"] = len(source)
         entry["content"] = records.fingerprint(path, entry["split"]) if from_records else ""

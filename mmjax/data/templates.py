@@ -13,6 +13,7 @@ import hashlib
 from collections.abc import Callable, Iterator
 from typing import Literal
 
+from mmjax.data import prompts
 from mmjax.types import Example, Part, Turn, UserError
 
 
@@ -156,7 +157,7 @@ def captions_of(example: Example) -> tuple[str, ...]:
     caption = example.meta.get("caption") or next((turn.text for turn in example.turns if turn.role == "assistant"), None)
     if not caption:
         raise UserError(
-            f"example {example.id!r}: expected meta['caption'] or an assistant turn, got neither; choose another template"
+            f"example {example.id!r}: expected meta['caption'], an assistant turn or answers, got none; choose another template"
         )
     return (caption,)
 
@@ -253,6 +254,59 @@ def _caption() -> Template:
     return Template(segments, lambda example, seed: Segment((*_every_medium(example), Special("bos"))))
 
 
+def _caption_suffix() -> Template:
+    """Captioning as BLIP-2 trains Flan-T5: the encoder reads the beginning of the caption, the decoder writes the rest.
+
+    The caption is split between two words, at most in its middle (by its authors' word; the rule is in no released code).
+    """
+
+    def segments(example: Example, seed: int) -> list[Segment]:
+        words = caption_of(example, seed).split()
+        split = 1 + draw("split", example.id, seed) % max(len(words) // 2, 1) if len(words) > 1 else 0
+        begun, rest = " ".join(words[:split]), " ".join(words[split:])
+        read = (Piece(begun),) if begun else ()
+        return [Segment((*_every_medium(example), Special("bos"), *read, Piece(f" {rest}", 1.0), Special("eos", 1.0)))]
+
+    return Template(segments, lambda example, seed: Segment((*_every_medium(example), Special("bos"))))
+
+
+def _captions(*instructions: str, queried: bool) -> Template:
+    """Captioning after an instruction: loss on the caption and the end token.
+
+    Args:
+      instructions: one is drawn for each example.
+      queried: whether the connector reads the instruction too (InstructBLIP).
+    """
+
+    def ask(example: Example, seed: int) -> tuple[tuple[MediumSlot | Special | Piece, ...], str | None]:
+        text = instructions[draw("instruction", example.id, seed) % len(instructions)]
+        return (*_every_medium(example), Special("bos"), Piece(text)), text if queried else None
+
+    def segments(example: Example, seed: int) -> list[Segment]:
+        parts, query = ask(example, seed)
+        learnt = (Piece(f" {caption_of(example, seed)}", 1.0), Special("eos", 1.0))
+        return [Segment((*parts, *learnt), query=query, answer=len(parts))]
+
+    return Template(segments, lambda example, seed: Segment(*ask(example, seed)))
+
+
+def _question_generation(*formats: str) -> Template:
+    """Asks for the question that has a given answer (InstructBLIP's three sets of visual question generation)."""
+
+    def segments(example: Example, seed: int) -> list[Segment]:
+        made = []
+        for number, (question, media, answer) in enumerate(exchanges(example)):
+            chosen = formats[draw(example.id, seed, number) % len(formats)]
+            made.append(_ask(chosen.format(answer=_answer(example, question, answer)), media, question))
+        return made
+
+    def prompt(example: Example, seed: int) -> Segment:
+        asked = segments(example, seed)[-1]
+        return dataclasses.replace(asked, parts=asked.parts[: asked.answer], answer=-1)
+
+    return Template(segments, prompt)
+
+
 def _caption_pair() -> Template:
     """BLIP-2 stage 1: the caption is what the connector reads; the language model reads nothing."""
 
@@ -281,27 +335,18 @@ def _document(caption_weight: float, question_weight: float) -> Template:
     return Template(segments, lambda example, seed: Segment((Special("bos"), ask(_last(example)[0]))))
 
 
-VQA_PROMPTS = (
-    "{question}",
-    "Question: {question}",
-    "{question} A short answer to the question is",
-    "Q: {question} A:",
-    "Question: {question} Short answer:",
-    "Given the image, answer the following question with no more than three words. {question}",
-    "Based on the image, respond to this question with a short answer: {question}. Answer:",
-    "Use the provided image to answer the question: {question} Provide your answer as short as possible:",
-    'What is the answer to the following question? "{question}"',
-    'The question "{question}" can be answered using the image. A short answer is',
-)
-"""InstructBLIP's ten prompts for visual question answering (arXiv 2305.06500, appendix)."""
-
 TEMPLATES: dict[str, Template] = {
     "question_answer": _questions("Question: {question} Answer:"),
+    "instruction": _questions("{question}"),
     "caption": _caption(),
+    "caption_suffix": _caption_suffix(),
+    "caption_photo": _captions("a photo of", queried=False),
+    "caption_mixed": _captions(*prompts.CAPTION, queried=True),
+    "question_generation": _question_generation(*prompts.QUESTION_GENERATION),
     "caption_pair": _caption_pair(),
     "document": _document(caption_weight=0.3, question_weight=0.3),
-    **{f"vqa_{number}": _questions(text) for number, text in enumerate(VQA_PROMPTS, 1)},
-    "vqa_mixed": _questions(*VQA_PROMPTS),
+    **{f"vqa_{number}": _questions(text) for number, text in enumerate(prompts.VQA, 1)},
+    "vqa_mixed": _questions(*prompts.VQA),
     "vqa_ocr": _questions("OCR tokens: {ocr_tokens}. Question: {question} Short answer:"),
     "choices": _choices(_row_of_choices, letters=False),
     "choice_letters": _choices(_lines_of_choices, letters=True),

@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+BARRED = float(jnp.finfo(jnp.float32).min)
+
 
 def normalise(x: Float[Array, "*batch d"]) -> Float[Array, "*batch d"]:
     """x / ‖x‖ in float32."""
@@ -26,22 +28,26 @@ def similarities(
     return image_to_text, text_to_image
 
 
-def contrastive_loss(similarity: Float[Array, "b b"], same: Bool[Array, "b b"], smoothing: float) -> Float[Array, ""]:
+def contrastive_loss(
+    similarity: Float[Array, "b b"], same: Bool[Array, "b b"], valid: Bool[Array, "b"], smoothing: float
+) -> Float[Array, ""]:
     """Sum over anchors of the cross-entropy against their keys.
 
     Args:
-      same: which pairs have equal content; they share the target evenly.
+      same: which pairs belong together; they share the target evenly.
+      valid: rows that are anchors and keys; the others are empty.
       smoothing: mass spread evenly over all keys.
     """
-    targets = same / same.sum(-1, keepdims=True)
-    targets = (1 - smoothing) * targets + smoothing / same.shape[-1]
-    return -(targets * jax.nn.log_softmax(similarity, axis=-1)).sum()
+    same = same & valid
+    targets = same / jnp.maximum(same.sum(-1, keepdims=True), 1)
+    targets = (1 - smoothing) * targets + smoothing / jnp.maximum(valid.sum(), 1)
+    logs = jax.nn.log_softmax(jnp.where(valid, similarity, BARRED), axis=-1)
+    return -jnp.where(valid[:, None] & valid, targets * logs, 0).sum()
 
 
-def hard_negatives(key: Array, similarity: Float[Array, "b b"], same: Bool[Array, "b b"]) -> Int[Array, "b"]:
-    """Draws one negative per anchor from softmax(similarity) over the global batch, pairs of equal content barred."""
-    barred = jnp.where(same, jnp.finfo(jnp.float32).min, jax.lax.stop_gradient(similarity))
-    return jax.random.categorical(key, barred, axis=-1)
+def hard_negatives(key: Array, similarity: Float[Array, "b b"], barred: Bool[Array, "b b"]) -> Int[Array, "b"]:
+    """Draws one negative per anchor from softmax(similarity) over the global batch, barred keys left out."""
+    return jax.random.categorical(key, jnp.where(barred, BARRED, jax.lax.stop_gradient(similarity)), axis=-1)
 
 
 def matching_loss(

@@ -62,14 +62,17 @@ def language_modelling(
 
 
 def blip2_stage1(
-    *, label_smoothing: float = 0.0, chunk: int = 512, **_: Any
+    *, label_smoothing: float = 0.0, chunk: int = 512, positives: blip2.Positives = "pairs", **_: Any
 ) -> tuple[Callable, Callable, tuple[str, ...], bool]:
     """Contrast, matching and image-grounded generation (BLIP-2 stage 1)."""
 
-    def sums(system: Any, batch: Batch, key: Array | None) -> tuple[Sums, Metrics]:
-        return blip2.stage1_sums(system, batch, key, smoothing=label_smoothing, chunk=chunk)
+    def counts(batch: Batch) -> Sums:
+        return blip2.stage1_counts(batch, positives)
 
-    return blip2.stage1_counts, sums, ("itc", "itm", "itg"), True
+    def sums(system: Any, batch: Batch, key: Array | None) -> tuple[Sums, Metrics]:
+        return blip2.stage1_sums(system, batch, key, smoothing=label_smoothing, chunk=chunk, positives=positives)
+
+    return counts, sums, ("itc", "itm", "itg"), True
 
 
 OBJECTIVES: dict[str, Callable[..., tuple[Callable, Callable, tuple[str, ...], bool]]] = {
@@ -83,7 +86,7 @@ def make_objective(name: str, weights: Mapping[str, float], **options: Any) -> O
 
     Args:
       weights: of its terms; a term not named weighs 1.
-      options: label_smoothing, chunk, prior (a table of log-priors [rows, vocab]).
+      options: label_smoothing, chunk, positives, prior (a table of log-priors [rows, vocab]).
 
     Raises:
       UserError: an unknown objective or term.

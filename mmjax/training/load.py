@@ -72,7 +72,7 @@ def processor_sizes(experiment: Experiment, stage: Stage) -> dict[str, Any]:
     """What a stage's processor has besides its tokenizers."""
     data = stage.data
     vocabulary = part_config("llm", experiment.parts["llm"]).vocab if "llm" in experiment.parts else 0
-    sizes = {name: getattr(data, name) for name in ("soft_tokens", "image_size", "query_length")}
+    sizes = {name: getattr(data, name) for name in ("soft_tokens", "image_size", "query_length", "truncate_query")}
     return {**sizes, "vocabulary": vocabulary, "encoder_decoder": reads_source(experiment.parts)}
 
 

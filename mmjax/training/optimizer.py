@@ -33,7 +33,10 @@ class Optimizer(NamedTuple):
 
 
 def make_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
-    """Linear warm-up from 0 to the peak, then cosine, linear or no decay, to end at the last of `steps` updates."""
+    """Linear warm-up to the peak, then cosine, linear or no decay, to end at the last of `steps` updates.
+
+    A decay that moves every so many steps is counted from the first update, warm-up included, as LAVIS counts epochs.
+    """
     peak, final, warmup = config.learning_rate, config.final_learning_rate, min(config.warmup_steps, steps)
     length = max(steps - 1 - warmup, 1)
     decay = {
@@ -41,7 +44,15 @@ def make_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
         "linear": lambda: optax.linear_schedule(peak, final, length),
         "constant": lambda: optax.constant_schedule(peak),
     }[config.schedule]()
-    return optax.join_schedules([optax.linear_schedule(0.0, peak, warmup), decay], [warmup]) if warmup else decay
+    if config.schedule_every > 1:
+        decay = _in_strides(decay, config.schedule_every, warmup)
+    rise = optax.linear_schedule(config.warmup_from, peak, warmup)
+    return optax.join_schedules([rise, decay], [warmup]) if warmup else decay
+
+
+def _in_strides(schedule: optax.Schedule, stride: int, offset: int) -> optax.Schedule:
+    """A schedule that stands still for `stride` updates; it is called with the update's number minus `offset`."""
+    return lambda count: schedule(jnp.maximum((count + offset) // stride * stride - offset, 0))
 
 
 def make_optimizer(

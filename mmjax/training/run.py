@@ -195,6 +195,7 @@ class Run:
             stage.objective.weights,
             label_smoothing=stage.objective.label_smoothing,
             chunk=stage.objective.chunk,
+            positives=stage.objective.positives,
             prior=table,
         )
         step = make_train_step(assembly.definition, stage, objective, assembly.optimizer, assembly.state, assembly.frozen)

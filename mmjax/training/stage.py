@@ -37,6 +37,8 @@ class ObjectiveConfig:
       label_smoothing: mass spread evenly over all classes in the cross-entropies.
       answer_prior: floor of the prior p(answer | question) counted on the training set; its logarithm is added to the
         answer's logits in training only (logit adjustment, arXiv 2007.07314). 0 = off.
+      positives: of BLIP-2's stage 1, which rows of a batch belong together: "pairs", each with itself only; "captions", also
+        those with equal captions; "images", those with the same image.
       chunk: text positions whose logits exist at once.
     """
 
@@ -44,12 +46,15 @@ class ObjectiveConfig:
     weights: dict[str, float] = dataclasses.field(default_factory=dict)
     label_smoothing: float = 0.0
     answer_prior: float = 0.0
+    positives: str = "pairs"
     chunk: int = 512
 
     def __post_init__(self):
         for name in ("label_smoothing", "answer_prior"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} must lie in [0, 1), got {getattr(self, name)}")
+        if self.positives not in ("pairs", "captions", "images"):
+            raise ValueError(f"positives must be 'pairs', 'captions' or 'images', got {self.positives!r}")
         if self.chunk < 1:
             raise ValueError(f"chunk must be 1 or more, got {self.chunk}")
 
@@ -62,7 +67,9 @@ class OptimizerConfig:
       learning_rate: peak.
       final_learning_rate: at the last step.
       schedule: "cosine", "linear" or "constant", after the warm-up.
-      warmup_steps: steps of linear warm-up from 0.
+      schedule_every: the decay moves every so many steps; LAVIS, the original code of BLIP-2, moves it once an epoch.
+      warmup_steps: steps of linear warm-up, from warmup_from.
+      warmup_from: learning rate at the first of them.
       b1, b2, eps, weight_decay: of AdamW.
       clip_norm: global gradient norm above which gradients are scaled down; 0 = off.
       accumulation: micro-batches per step.
@@ -72,7 +79,9 @@ class OptimizerConfig:
     learning_rate: float
     final_learning_rate: float = 0.0
     schedule: str = "cosine"
+    schedule_every: int = 1
     warmup_steps: int = 0
+    warmup_from: float = 0.0
     b1: float = 0.9
     b2: float = 0.98
     eps: float = 1e-8
@@ -86,9 +95,10 @@ class OptimizerConfig:
             raise ValueError(f"learning_rate must be above 0, got {self.learning_rate}")
         if self.schedule not in ("cosine", "linear", "constant"):
             raise ValueError(f"schedule must be 'cosine', 'linear' or 'constant', got {self.schedule!r}")
-        if self.accumulation < 1:
-            raise ValueError(f"accumulation must be 1 or more, got {self.accumulation}")
-        for name in ("final_learning_rate", "warmup_steps", "weight_decay", "clip_norm"):
+        for name in ("accumulation", "schedule_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be 1 or more, got {getattr(self, name)}")
+        for name in ("final_learning_rate", "warmup_steps", "warmup_from", "weight_decay", "clip_norm"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must be 0 or more, got {getattr(self, name)}")
         for name in ("b1", "b2", "ema"):

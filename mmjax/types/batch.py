@@ -47,10 +47,12 @@ class Media:
     Args:
       values: raw values, normalised inside the step; images are uint8 [b n height width channels].
       mask: which slots hold a medium.
+      ids: equal numbers, equal media, wherever in the global batch; None where nobody asks.
     """
 
     values: Shaped[AnyArray, "b n ..."]
     mask: Bool[AnyArray, "b n"]
+    ids: Int[AnyArray, "b n"] | None = None
 
 
 @jax.tree_util.register_dataclass

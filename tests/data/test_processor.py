@@ -7,6 +7,8 @@ import pickle
 
 import numpy as np
 import pytest
+from tokenizers import Tokenizer, models, normalizers
+from transformers import PreTrainedTokenizerFast
 
 from mmjax.data.config import DataConfig, SourceConfig, TokenizerConfig
 from mmjax.data.processor import Processor, load_processor, make_processor
@@ -128,3 +130,36 @@ def test_only_images_are_read(processor):
     with pytest.raises(UserError, match="audio"):
         processor.prompts([ask("what is it", Medium("audio", b""))])
     assert isinstance(processor, Processor)
+
+
+def test_what_is_too_long_is_cut(processor):
+    word = processor.llm.convert_tokens_to_ids
+    parts = (MediumSlot(0), Special("bos"), Piece("a red blue square"), Piece(" 1 2 3", 1.0), Special("eos", 1.0))
+    segment = Segment(parts, query="what is it ? yes no", answer=3)
+    cut = dataclasses.replace(processor, prompt_length=3, answer_length=2, query_length=5, truncate_query="left")
+    tokenised = cut.tokenise(segment)
+    assert tokenised.tokens.tolist()[3:] == [2, word("blue"), word("square"), word("1"), word("2")]
+    assert tokenised.tokens[tokenised.answer] == word("1")
+    assert tokenised.query == (3, word("?"), word("yes"), word("no"), 4)
+    right = dataclasses.replace(cut, truncate_query="right", prompt_length=0, answer_length=0).tokenise(segment)
+    assert right.query == (3, word("what"), word("is"), word("it"), 4) and len(right.tokens) == 3 + 1 + 4 + 3 + 1
+
+
+def test_another_token_may_end_what_is_learnt(processor):
+    newline = dataclasses.replace(processor, end="?")
+    segment = newline.tokenise(Segment((Special("bos"), Piece("a", 1.0), Special("eos", 1.0))))
+    assert segment.tokens.tolist()[-1] == newline.end_id == processor.llm.convert_tokens_to_ids("?")
+    assert processor.end_id == processor.llm.eos_token_id
+    with pytest.raises(UserError, match=r"tokenizers.end='a red' must be one token"):
+        dataclasses.replace(processor, end="a red")
+
+
+def test_a_word_boundary_is_not_counted_twice(processor):
+    """SentencePiece begins every text with a word; a space before it would be a second one."""
+    vocabulary = {"<unk>": 0, "<pad>": 1, "</s>": 2, "\u2581": 3, "\u2581red": 4, "\u2581is": 5, "\u2581a": 6}
+    backend = Tokenizer(models.WordPiece(vocabulary, unk_token="<unk>", continuing_subword_prefix=""))
+    backend.normalizer = normalizers.Sequence([normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")])
+    llm = PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="<unk>", pad_token="<pad>", eos_token="</s>")
+    segment = Processor(llm).tokenise(Segment((Piece("is"), Piece(" red", 1.0))))
+    assert segment.tokens.tolist() == [5, 4]
+    assert Processor(llm).tokenise(Segment((Piece(" red"),))).tokens.tolist() == [3, 4], "a space that somebody typed"

@@ -126,6 +126,30 @@ def test_weights_are_shares(config, processor, sources, example):
     assert np.mean(questions == 2) == pytest.approx(0.75, abs=0.02)
 
 
+def test_shares_may_follow_the_sizes(config, processor, sources, example):
+    both = sources(a=[example(0)] * 4, b=[example(1)] * 64)
+    mixture = {"a": SourceConfig(path="a", weight=1.0), "b": SourceConfig(path="b", weight=0.5)}
+    config = dataclasses.replace(config, mixture=mixture, size_exponent=0.5)  # 1 x 2 against 0.5 x 8
+    batches = take(make_stream(config, processor, 0, open_source=both), 30)
+    pictures = np.concatenate([batch.media["image"].ids[:, 0] for batch in batches])
+    counts = sorted(np.unique(pictures, return_counts=True)[1] / len(pictures))
+    np.testing.assert_allclose(counts, [1 / 3, 2 / 3], atol=0.05)
+
+
+def test_training_pictures_are_cut_at_random_and_others_are_not(config, processor, sources, example):
+    one = sources(world=[example(0)])
+    config = dataclasses.replace(config, crop=(0.5, 1.0), rand_augment=2)
+    training = take(make_stream(config, processor, 0, open_source=one), 4)
+    again = take(make_stream(config, processor, 0, open_source=one, start=2), 1)[0]
+    assert len({values.tobytes() for batch in training for values in batch.media["image"].values}) > 4
+    np.testing.assert_array_equal(again.media["image"].values, training[2].media["image"].values)
+    still = take(make_stream(config, processor, 0, open_source=one, training=False), 1)[0]
+    whole = take(
+        make_stream(dataclasses.replace(config, crop=(), rand_augment=0), processor, 0, open_source=one, training=False), 1
+    )[0]
+    np.testing.assert_array_equal(still.media["image"].values, whole.media["image"].values)
+
+
 def test_broken_media_are_counted_and_change_no_plan(either, processor, sources, example):
     healthy = [example(i) for i in range(40)]
     broken = [example(i, image=b"<html>" if i == 11 else None) for i in range(40)]

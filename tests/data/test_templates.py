@@ -28,6 +28,35 @@ def test_caption_learns_bos_from_the_last_soft_token(example):
     assert segment.query is None
 
 
+def test_captions_are_drawn_from_the_accepted_ones():
+    one = Example("e", answers=("a dog", "two dogs", "a cat"))
+    drawn = {TEMPLATES["caption"](one, seed)[0].parts[-2].text for seed in range(40)}
+    assert drawn == {"a dog", "two dogs", "a cat"}
+    assert {TEMPLATES["caption_pair"](one, seed)[0].query for seed in range(40)} == drawn
+
+
+def test_a_caption_is_split_in_its_first_half():
+    one = Example("e", meta={"caption": "a b c d e"})
+    splits = set()
+    for seed in range(40):
+        (segment,) = TEMPLATES["caption_suffix"](one, seed)
+        begun, rest = segment.parts[-3:-1]
+        assert begun.weight == 0 and rest.weight == 1 and begun.text + rest.text == "a b c d e"
+        splits.add(begun.text)
+    assert splits == {"a", "a b"}
+    (segment,) = TEMPLATES["caption_suffix"](Example("e", meta={"caption": "dog"}), 0)
+    assert [part.text for part in segment.parts if isinstance(part, Piece)] == [" dog"]
+
+
+def test_instructions_of_captions_and_of_questions(example):
+    texts = {TEMPLATES["caption_mixed"](example(0), seed)[0].query for seed in range(200)}
+    assert len(texts) == 13 and "A photo of" in texts
+    (photo,) = TEMPLATES["caption_photo"](example(0))
+    assert text(photo) == "a photo of A red square on the left ." and photo.query is None
+    first = TEMPLATES["question_generation"](example(1), 3)[0]
+    assert first.parts[first.answer] == Piece(" How many blue square ?", 1.0) and "1" in first.query
+
+
 def test_caption_pair_has_no_text(example):
     (segment,) = TEMPLATES["caption_pair"](example(0))
     assert segment.parts == (MediumSlot(0),) and segment.query == "A red square on the left ."

@@ -22,7 +22,8 @@ def test_similarities_and_their_gradient_equal_torch():
     def loss(images, texts, temperature):
         image_to_text, text_to_image = similarities(normalise(images), normalise(texts), temperature)
         same = jnp.eye(len(texts), dtype=bool)
-        return contrastive_loss(image_to_text, same, 0.1) + contrastive_loss(text_to_image, same, 0.1)
+        valid = jnp.ones(len(texts), bool)
+        return contrastive_loss(image_to_text, same, valid, 0.1) + contrastive_loss(text_to_image, same, valid, 0.1)
 
     value, gradients = jax.value_and_grad(loss, argnums=(0, 1, 2))(*map(jnp.asarray, (images, texts, temperature)))
 
@@ -45,7 +46,21 @@ def test_equal_captions_share_the_target():
     same = jnp.asarray([[1, 1, 0], [1, 1, 0], [0, 0, 1]], bool)
     log_p = jax.nn.log_softmax(similarity)
     expected = -(0.5 * (log_p[0, 0] + log_p[0, 1]) + 0.5 * (log_p[1, 0] + log_p[1, 1]) + log_p[2, 2])
-    np.testing.assert_allclose(contrastive_loss(similarity, same, 0.0), expected, rtol=1e-6)
+    np.testing.assert_allclose(contrastive_loss(similarity, same, jnp.ones(3, bool), 0.0), expected, rtol=1e-6)
+
+
+def test_an_empty_row_is_neither_anchor_nor_key():
+    similarity = jnp.asarray(np.random.default_rng(4).normal(size=(4, 4)), jnp.float32)
+    valid = jnp.asarray([1, 0, 1, 1], bool)
+    rest = jnp.asarray([0, 2, 3])
+    alone = contrastive_loss(similarity[rest][:, rest], jnp.eye(3, dtype=bool), jnp.ones(3, bool), 0.1)
+
+    def loss(similarity):
+        return contrastive_loss(similarity, jnp.eye(4, dtype=bool), valid, 0.1)
+
+    value, gradient = jax.value_and_grad(loss)(similarity)
+    np.testing.assert_allclose(value, alone, rtol=1e-6)
+    assert np.isfinite(gradient).all() and not np.asarray(gradient)[1].any() and not np.asarray(gradient)[:, 1].any()
 
 
 def test_hard_negatives_follow_the_similarities_and_never_pick_the_same_content():

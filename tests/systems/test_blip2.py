@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from mmjax.systems.blip2 import belonging
 from mmjax.systems.objectives import make_objective
 from mmjax.systems.parts import build_definition
 from mmjax.types import Batch, Media, Queries
@@ -18,7 +19,7 @@ PARTS = {
     "encoders.image": dict(family="vit", width=16, layers=1, heads=2, ffn=32, patch_size=6, image_size=12),
     "connectors.image": dict(
         family="qformer", width=16, layers=2, heads=2, ffn=32, queries=3, encoder_width=16, output_width=16,
-        frequency=2, vocab=32, max_positions=16, dropout=0.0, stage1=True, projection=8,
+        frequency=2, vocab=32, max_positions=16, dropout=0.0, stage1=True, projection=8, decoder_start=5,
     ),
     "llm": dict(family="opt", vocab=32, width=16, layers=1, heads=2, ffn=32, max_positions=32),
 }  # fmt: skip
@@ -95,7 +96,7 @@ def test_a_query_reads_its_own_medium(definition, parameters):
 
 
 def losses(definition, parameters, batch, key=None):
-    objective = make_objective("blip2_stage1", {}, label_smoothing=0.1)
+    objective = make_objective("blip2_stage1", {}, label_smoothing=0.1, positives="captions")
     batch = jax.tree.map(jnp.asarray, batch)
     sums, metrics = objective.sums(definition.bind(parameters), batch, key)
     counts = objective.counts(batch)
@@ -104,7 +105,7 @@ def losses(definition, parameters, batch, key=None):
 
 def test_equal_captions_are_no_negatives(definition, parameters):
     batch = make_batch()
-    counts = make_objective("blip2_stage1", {}).counts(batch)
+    counts = make_objective("blip2_stage1", {}, positives="captions").counts(batch)
     assert float(counts["itm"]) == 8 + 2 * 8
     everything_equal = dataclasses.replace(
         batch,
@@ -112,10 +113,32 @@ def test_equal_captions_are_no_negatives(definition, parameters):
             "image": Queries(*(np.repeat(getattr(batch.queries["image"], f)[:1], 8, 0) for f in ("tokens", "mask", "medium")))
         },
     )
-    counts = make_objective("blip2_stage1", {}).counts(everything_equal)
+    counts = make_objective("blip2_stage1", {}, positives="captions").counts(everything_equal)
     assert float(counts["itm"]) == 8
+    assert float(make_objective("blip2_stage1", {}).counts(everything_equal)["itm"]) == 3 * 8
     means, _ = losses(definition, parameters, everything_equal)
     assert all(np.isfinite(value) for value in means.values())
+
+
+def test_rows_of_the_same_image_are_no_negatives(definition, parameters):
+    batch = make_batch()
+    media = dataclasses.replace(batch.media["image"], ids=np.asarray([[4], [7], [4], [4], [9], [7], [2], [4]], np.int32))
+    same, valid = belonging(dataclasses.replace(batch, media={"image": media}), "images")
+    assert valid.all() and same.sum(-1).tolist() == [4, 2, 4, 4, 1, 2, 1, 4]
+
+
+def test_a_row_without_a_caption_changes_nothing(definition, parameters):
+    batch = make_batch()
+    queries = batch.queries["image"]
+    mask = queries.mask & (np.arange(8) < 7)[:, None, None]
+    cut = dataclasses.replace(batch, queries={"image": dataclasses.replace(queries, mask=mask)})
+    objective = make_objective("blip2_stage1", {}, label_smoothing=0.1)
+    seven = jax.tree.map(lambda leaf: leaf[:7], cut)
+    whole, short = (jax.tree.map(jnp.asarray, each) for each in (cut, seven))
+    assert objective.counts(whole) == objective.counts(short)
+    sums = [objective.sums(definition.bind(parameters), each, None)[0] for each in (whole, short)]
+    for term in ("itc", "itg"):  # matching draws its negatives
+        np.testing.assert_allclose(sums[0][term], sums[1][term], rtol=1e-5)
 
 
 def test_eight_devices_give_the_loss_and_gradients_of_one(definition, parameters):

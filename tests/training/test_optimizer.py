@@ -96,3 +96,15 @@ def test_moments_are_float32_whatever_the_parameters_are():
         {path: jnp.zeros(shape, jnp.bfloat16) for path, shape in SHAPES.items()}
     )
     assert {leaf.dtype for leaf in jax.tree.leaves(state)} == {jnp.dtype("float32"), jnp.dtype("int32")}
+
+
+def test_a_schedule_in_strides_stands_still_within_an_epoch():
+    stepwise = make_schedule(config(schedule="cosine", warmup_steps=3, warmup_from=1e-4, final_learning_rate=1e-3), 20)
+    epochs = make_schedule(
+        config(schedule="cosine", warmup_steps=3, warmup_from=1e-4, final_learning_rate=1e-3, schedule_every=5), 20
+    )
+    rates = [float(epochs(step)) for step in range(20)]
+    np.testing.assert_allclose(rates[:3], [1e-4 + step * (1e-2 - 1e-4) / 3 for step in range(3)], rtol=1e-5)
+    assert rates[3] == rates[4] == np.float32(1e-2)
+    assert len({*rates[5:10]}) == len({*rates[10:15]}) == len({*rates[15:]}) == 1
+    np.testing.assert_allclose(rates[10], stepwise(10), rtol=1e-6)
