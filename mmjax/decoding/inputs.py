@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from mmjax.data.media.image import decode_image
-from mmjax.types import Example, Medium, UserError, ask
+from mmjax.types import Batch, Example, Medium, UserError, ask
 from mmjax.types.example import MediumKind
 
 T = TypeVar("T")
@@ -89,6 +89,23 @@ def batched(items: Iterable[T], size: int) -> Iterator[list[T]]:
     iterator = iter(items)
     while batch := list(itertools.islice(iterator, size)):
         yield batch
+
+
+def check_positions(llm: Any, batch: Batch, max_new_tokens: int = 0) -> None:
+    """Refuses what goes beyond the learned positions of a language model, where it would read the last of them again and again.
+
+    Args:
+      llm: a bound language model.
+      batch: prompts, or whole texts.
+      max_new_tokens: to be decoded behind them; the last one is never read.
+    """
+    length = int(np.max(batch.text.positions)) + 1
+    if not llm.positions or length + max(max_new_tokens - 1, 0) <= llm.positions:
+        return
+    asked = f" and max_new_tokens={max_new_tokens}" if max_new_tokens else ""
+    room = llm.positions - length + 1
+    less = f"give max_new_tokens={room} at most" if max_new_tokens and room > 0 else "shorten the text"
+    raise UserError(f"a text of {length} tokens{asked}: the language model has {llm.positions} positions; {less}")
 
 
 def bucket(count: int, size: int) -> int:

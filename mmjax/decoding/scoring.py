@@ -14,7 +14,7 @@ from numpy import ndarray
 
 from mmjax.data.batch import Item, assemble, media_of
 from mmjax.data.templates import Piece, Segment, Special
-from mmjax.decoding.inputs import as_examples, batched, bucket
+from mmjax.decoding.inputs import as_examples, batched, bucket, check_positions
 from mmjax.decoding.placement import fetch, place
 from mmjax.objectives.language_modelling import cross_entropy
 from mmjax.types import Batch, Example, UserError
@@ -49,7 +49,7 @@ def score(
       float32 [examples], or [examples, candidates], −inf where an example has fewer candidates.
 
     Raises:
-      UserError: another number of continuations than of examples.
+      UserError: another number of continuations than of examples, or a text beyond the positions of the language model.
     """
     asked = as_examples(examples, images=images)
     if isinstance(continuations, str):
@@ -64,6 +64,7 @@ def score(
     values: list[float] = []
     for part in batched(pairs, batch_size):
         batch = teacher_batch(model.processor, part, template, rows=rows, end=end)
+        check_positions(model.definition.bind(model.parameters).llm, batch)
         totals, counts = fetch(forward(model.parameters, place(batch, model.parameters)))
         values += list((totals / np.maximum(counts, 1) if mean else totals)[: len(part)])
 

@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, Int
 from numpy import ndarray
 
 from mmjax.decoding import beam, sampling
+from mmjax.decoding.inputs import check_positions
 from mmjax.decoding.options import DecodingOptions
 from mmjax.decoding.placement import fetch, place
 from mmjax.types import Batch
@@ -41,6 +42,7 @@ class Searcher:
     """
 
     def __init__(self, bind: Callable[[Parameters], Any]):
+        self._bind = bind
         self.compilations = 0  # programs compiled so far: Python runs these functions only when they are traced
 
         def start(parameters, batch, seeds, knobs, options):
@@ -73,7 +75,11 @@ class Searcher:
           seeds: each row's own; default options.seed + row.
           piece: tokens decoded between two looks from the host; 0 = all at once.
           stop: tells after each piece which rows end now.
+
+        Raises:
+          UserError: prompts and max_new_tokens go beyond the positions of the language model.
         """
+        check_positions(self._bind(parameters).llm, batch, options.max_new_tokens)
         rows = batch.text.tokens.shape[0]
         if seeds is None:
             seeds = options.seed + np.arange(rows)

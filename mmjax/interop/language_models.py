@@ -77,6 +77,9 @@ def _rotary_config(names: Config, part: Config) -> dict[str, Any]:
 
 
 def _llama_part(config: Config) -> Part:
+    width, heads = config["hidden_size"], config["num_attention_heads"]
+    if width % heads:  # whatever its head_dim
+        raise UserError(f"llama: hidden_size={width} is not a multiple of num_attention_heads={heads}, which its class refuses")
     bias = config["attention_bias"]
     biases = {"attention_bias": bias, "output_bias": bias, "mlp_bias": config["mlp_bias"]}
     return _rotary_part(LLAMA, config) | biases
@@ -273,7 +276,11 @@ def language_config(part: Config, model_type: str | None = None) -> dict[str, An
         if model.family != part["family"]:
             continue
         config = {"model_type": kind, **model.write(part)}
-        wanted, got = (dataclasses.asdict(part_config("llm", p)) for p in (part, language_part(config)))
+        try:
+            wanted, got = (dataclasses.asdict(part_config("llm", p)) for p in (part, language_part(config)))
+        except UserError as error:
+            reports.append(str(error))
+            continue
         # Whether the head is tied is for the weights to say, see `mmjax.interop.registry.Architecture.settled`.
         lost = [f"{name}={value!r}" for name, value in wanted.items() if got[name] != value and name != "tied"]
         if not lost:

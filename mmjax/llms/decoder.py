@@ -34,6 +34,7 @@ class Decoder(nnx.Module):
       embedding_width: of token embeddings and hidden states.
       embedding_init: of the token embedding.
       windows: how many tokens each layer sees, 0 = all; () = every layer sees all.
+      positions: rows of a table of learned positions, beyond which it cannot read; 0 = there is none.
     """
 
     def __init__(
@@ -45,6 +46,7 @@ class Decoder(nnx.Module):
         embedding_width: int,
         embedding_init: Initialiser | None = None,
         windows: tuple[int, ...] = (),
+        positions: int = 0,
     ):
         self.config = config
         vocab = padded_vocab(config.vocab)
@@ -54,6 +56,7 @@ class Decoder(nnx.Module):
         self.head = None if config.tied else Linear(embedding_width, vocab, ("embed", "vocab"), bias=False)
         self.width = embedding_width
         self.windows = windows
+        self.positions = positions
 
     def enter(self, embeddings: Float[Array, "b t d"], positions: Int[Array, "b t"]) -> tuple[Array, dict[str, Any]]:
         """What the first block reads, and what every block is told."""

@@ -72,7 +72,8 @@ class LlamaConfig:
         """How many tokens each layer sees, 0 = all; () = every layer sees all."""
         return tuple(0 if layer in self.full_layers else self.window for layer in range(self.layers)) if self.window else ()
 
-    # LLaMA 1, whose sizes are those of Vicuna v1.1 and v1.3 too (33B is the 30B).
+    # LLaMA 1, whose sizes are those of Vicuna v0, v1.1 and v1.3 too (33B is the 30B). Some files of v0 and v1.1 have one row
+    # more, for a padding token: vocab=32001.
 
     @classmethod
     def llama_7b(cls) -> LlamaConfig:
@@ -90,6 +91,7 @@ class LlamaConfig:
     def llama_65b(cls) -> LlamaConfig:
         return cls(vocab=32000, width=8192, layers=80, heads=64, kv_heads=64, ffn=22016)
 
+    vicuna_v0_7b, vicuna_v0_13b = llama_7b, llama_13b
     vicuna_7b, vicuna_13b, vicuna_33b = llama_7b, llama_13b, llama_30b
 
     # LLaMA 2 (arXiv 2307.09288), whose sizes are those of Vicuna v1.5 too.

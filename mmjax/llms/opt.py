@@ -119,7 +119,7 @@ class OPT(Decoder):
 
     def __init__(self, config: OPTConfig):
         width, final_norm = config.embedding_width, _norm(config) if config.final_norm else None
-        super().__init__(config, Block(config), final_norm, embedding_width=width)
+        super().__init__(config, Block(config), final_norm, embedding_width=width, positions=config.max_positions)
         self.position_embedding = Embedding(config.max_positions + POSITION_OFFSET, config.width, (None, "embed"))
         projected = width != config.width
         self.project_in = Linear(width, config.width, bias=False) if projected else None

@@ -187,6 +187,7 @@ class T5(nnx.Module):
 
     def __init__(self, config: T5Config):
         self.config = config
+        self.positions = 0  # of a learned table: there is none
         vocab = padded_vocab(config.vocab)
         self.token_embedding = Embedding(vocab, config.width, init=normal(1.0))
         self.encoder = Stack(config, config.layers, decoder=False)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import jax
 import numpy as np
 import pytest
 
+from mmjax.data.processor import Processor
 from mmjax.decoding import generate, score
-from mmjax.types import UserError
-from tests.decoding.world import make_example
+from mmjax.systems.parts import build_definition
+from mmjax.types import Model, UserError
+from tests.decoding.world import make_example, make_tokenizer
 
 
 def test_a_generated_answer_scores_the_sum_of_its_log_probabilities(model):
@@ -19,6 +22,16 @@ def test_a_generated_answer_scores_the_sum_of_its_log_probabilities(model):
     examples, answers = zip(*pairs, strict=True)
     scores = score(model, examples, [str(answer) for answer in answers], template="question_answer", end=False)
     np.testing.assert_allclose(scores, [answer.logprobs.sum() for answer in answers], rtol=1e-4, atol=1e-5)
+
+
+def test_a_text_beyond_the_learned_positions_is_refused():
+    parts = {"llm": {"family": "opt", "vocab": 25, "width": 16, "layers": 1, "heads": 2, "ffn": 32, "max_positions": 8}}
+    definition = build_definition(parts)
+    model = Model(definition, definition.initialise(jax.random.key(0)), Processor(make_tokenizer()), {"parts": parts})
+    prompt = "how many red is there ? answer :"
+    for ask in (lambda: score(model, [prompt], ["red"]), lambda: generate(model, [prompt])):
+        with pytest.raises(UserError, match="a text of .* tokens.*: the language model has 8 positions; shorten the text"):
+            ask()
 
 
 def test_all_one_word_answers_sum_to_one(model):

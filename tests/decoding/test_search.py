@@ -45,6 +45,19 @@ def test_cached_greedy_equals_full_forward_token_by_token(toy):
         np.testing.assert_allclose(logprobs, expected, rtol=1e-5, atol=1e-5)
 
 
+def test_learned_positions_are_used_to_the_last_and_not_beyond(toy):
+    """64 positions: a prompt of 5 tokens and 60 new ones, of which the last is never read."""
+    (answer,) = ours(toy, ROWS[:1], DecodingOptions(max_new_tokens=60))
+    assert answer == theirs(toy, ROWS[0], max_new_tokens=60, eos_token_id=None)
+    with pytest.raises(
+        UserError,
+        match="of 5 tokens and max_new_tokens=61: the language model has 64 positions; give max_new_tokens=60 at most",
+    ):
+        ours(toy, ROWS, DecodingOptions(max_new_tokens=61))
+    with pytest.raises(IndexError):
+        theirs(toy, ROWS[0], max_new_tokens=61, eos_token_id=None)
+
+
 @pytest.mark.parametrize(
     "options",
     [

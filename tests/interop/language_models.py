@@ -55,6 +55,7 @@ CASES = {
         "llama", {"rope_scaling": {"rope_type": "longrope", **FACTORS, "original_max_position_embeddings": 16}},
     ),
     "mistral": ("mistral", {"sliding_window": 4, "head_dim": 6, "num_hidden_layers": 4}),
+    "mistral_odd_width": ("mistral", {"hidden_size": 26, "num_attention_heads": 4}),
     "mistral_no_window": ("mistral", {"sliding_window": None, "num_key_value_heads": 3}),
     "qwen2": ("qwen2", {"rope_theta": 1e6, "tie_word_embeddings": True}),
     "qwen2_windows": (
@@ -64,6 +65,7 @@ CASES = {
             "layer_types": ["full_attention", "sliding_attention", "full_attention", "sliding_attention"],
         },
     ),
+    "qwen2_odd_width": ("qwen2", {"hidden_size": 26, "num_attention_heads": 4, "num_key_value_heads": 1}),
     "qwen3": ("qwen3", {"head_dim": 10, "rope_theta": 1e6, "tie_word_embeddings": True}),
     "qwen3_bias": ("qwen3", {"head_dim": 4, "attention_bias": True, "num_key_value_heads": 1, "num_hidden_layers": 3}),
     "opt": ("opt", {}),

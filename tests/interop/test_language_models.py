@@ -173,6 +173,7 @@ def test_what_a_config_leaves_out_is_what_its_class_assumes(model_type, caplog):
     [
         ({"model_type": "gpt2"}, "language model 'gpt2' is not supported; there are opt, llama"),
         ({"model_type": "cohere", "use_qk_norm": True}, "use_qk_norm=True; only False"),
+        ({"model_type": "llama", "num_attention_heads": 31}, "hidden_size=4096 is not a multiple of num_attention_heads=31"),
         ({"model_type": "qwen2", "num_hidden_layers": 2, "layer_types": ["full_attention"]}, "layer_types="),
         ({"model_type": "qwen3", "num_hidden_layers": 1, "layer_types": ["sliding_attention"]}, "use_sliding_window=False"),
         ({"model_type": "llama", "rope_parameters": {"full_attention": {"rope_type": "default"}}}, "by type of layer"),
@@ -197,6 +198,9 @@ def test_a_part_is_written_as_a_class_that_computes_it():
     assert config(window=3)["model_type"] == "mistral"
     assert config(attention_bias=True)["model_type"] == config(attention_bias=True, window=3)["model_type"] == "qwen2"
     assert config(head_norm=True)["model_type"] == "qwen3"
+    assert config(width=26)["model_type"] == "mistral"
+    with pytest.raises(UserError, match="hidden_size=26 is not a multiple of num_attention_heads=6, which its class refuses"):
+        config("llama", width=26, head_dim=4)
     with pytest.raises(UserError, match="llama has no place for head_norm=True, mlp_bias=True|mlp_bias=True, head_norm=True"):
         config(head_norm=True, mlp_bias=True)
     with pytest.raises(UserError, match="llama has no place for window=3"):

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import logging
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import safetensors.numpy
 import torch
+import transformers
 from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 import mmjax
 from mmjax.interop import hf_forward
@@ -129,6 +134,50 @@ def test_there_and_back_is_equal_to_the_byte(models, tmp_path, name):
     assert set(model.config["absent"]) == set(export.left_out)
 
 
+def whole(directory):
+    """The tensors of all files of a directory's index, or of its only file, and how many files there are."""
+    index = directory / "model.safetensors.index.json"
+    names = set(json.loads(index.read_text())["weight_map"].values()) if index.exists() else {"model.safetensors"}
+    tensors = [load_file(directory / name) for name in names]
+    return {key: value for each in tensors for key, value in each.items()}, len(names)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("name", ["llama", "llama_tied"])
+@pytest.mark.parametrize("sharded", [False, True])
+def test_strays_are_passed_over_and_files_come_back_equal_to_the_byte(models, tmp_path, name, dtype, sharded):
+    theirs, ours, (directory, reference) = tmp_path / "theirs", tmp_path / "ours", models(name)
+    reference = type(reference).from_pretrained(directory, dtype=getattr(torch, dtype))
+    reference.save_pretrained(theirs, max_shard_size="6KB" if sharded else "1GB")
+    for stray in ("consolidated.safetensors", "model-00099-of-00099.safetensors"):
+        save_file({"stray.weight": torch.ones(3)}, theirs / stray)
+    mmjax.save_pretrained(mmjax.from_pretrained(theirs), ours, shard_bytes=6000 if sharded else 10**9)
+    (before, _), (after, files) = whole(theirs), whole(ours)
+    assert before.keys() == after.keys() and (files > 1) == sharded
+    assert ("lm_head.weight" in after) == (name == "llama")
+    assert all(after[key].dtype == getattr(torch, dtype) and torch.equal(before[key], after[key]) for key in before)
+    with said_by_transformers() as messages:
+        again, report = type(reference).from_pretrained(ours, output_loading_info=True)
+    assert not messages and not any(report.values()), (messages, report)
+    assert again.dtype == reference.dtype
+
+
+@contextlib.contextmanager
+def said_by_transformers():
+    """Collects what transformers warns of."""
+    messages: list[str] = []
+    handler = logging.Handler(logging.WARNING)
+    handler.emit = lambda record: messages.append(record.getMessage())
+    logger, verbosity = logging.getLogger("transformers"), transformers.logging.get_verbosity()
+    logger.addHandler(handler)
+    transformers.logging.set_verbosity_warning()
+    try:
+        yield messages
+    finally:
+        transformers.logging.set_verbosity(verbosity)
+        logger.removeHandler(handler)
+
+
 @pytest.mark.parametrize("name", ["llama", "instructblip_opt"])
 def test_both_layouts_of_the_saver_are_read(tmp_path, name):
     arrays = tiny.inputs(name)
@@ -149,9 +198,7 @@ def test_config_of_transformers_4(models, tmp_path):
         config |= {"rope_theta": (config.pop("rope_parameters", None) or {}).get("rope_theta", 0)}
         (target / "config.json").write_text(json.dumps(config))
         tensors = {key.removeprefix(rename): value for key, value in stored(directory)[0].items()}
-        from safetensors.numpy import save_file
-
-        save_file(tensors, target / "model.safetensors")
+        safetensors.numpy.save_file(tensors, target / "model.safetensors")
         arrays = {"input_ids": np.arange(3, 11)[None]}
         got = hf_forward(mmjax.from_pretrained(target), arrays)["logits"]
         np.testing.assert_allclose(got, tiny.outputs(reference, arrays)["logits"], **TOLERANCE)
