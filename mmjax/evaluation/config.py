@@ -28,6 +28,7 @@ class EvaluationOptions:
       limit: first examples only; 0 = all.
       batch_size: rows decoded at once.
       max_new_tokens, min_new_tokens, num_beams, length_penalty, repetition_penalty: of decoding.
+      eos_token_id: tokens that end an answer; empty = the tokenizer's. BLIP-2 ends those of OPT at a line break, 50118.
       control: also score without the right pictures, to show how much is answered blindly: "swapped" = with those of other
         examples, "blank" = with pictures of one colour, the mean that the encoder subtracts; "" = no.
       tables: entries of `meta` by whose values further tables are made, beside `kind`.
@@ -46,6 +47,7 @@ class EvaluationOptions:
     num_beams: int = 1
     length_penalty: float = 1.0
     repetition_penalty: float = 1.0
+    eos_token_id: tuple[int, ...] = ()
     control: str = ""
     tables: tuple[str, ...] = ()
 

@@ -136,7 +136,15 @@ def _table(
 def _decoding(task: Task) -> dict[str, Any]:
     if task.options.task == "rank":
         return {"ranked by": "summed log-probability", "end token": "counted" if task.options.rank_end else "left out"}
-    fields = ("max_new_tokens", "min_new_tokens", "num_beams", "do_sample", "length_penalty", "repetition_penalty")
+    fields = (
+        "max_new_tokens",
+        "min_new_tokens",
+        "num_beams",
+        "do_sample",
+        "length_penalty",
+        "repetition_penalty",
+        "eos_token_id",
+    )
     decoding = decoding_options(task.model, task.options)
     return {field: getattr(decoding, field) for field in fields}
 

@@ -37,7 +37,8 @@ Predictor = Callable[[Model, Iterable[Example], EvaluationOptions, str], Iterato
 def decoding_options(model: Model, options: EvaluationOptions) -> DecodingOptions:
     """How an evaluation decodes."""
     names = ("max_new_tokens", "min_new_tokens", "num_beams", "length_penalty", "repetition_penalty")
-    return make_options(model, {name: getattr(options, name) for name in names})
+    ends = {"eos_token_id": options.eos_token_id} if options.eos_token_id else {}
+    return make_options(model, {name: getattr(options, name) for name in names} | ends)
 
 
 def generated(model: Model, asked: Iterable[Example], options: EvaluationOptions, template: str) -> Iterator[list[Prediction]]:

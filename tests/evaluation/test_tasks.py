@@ -64,6 +64,14 @@ def test_captions_without_a_prompt_take_the_templates(model, tmp_path):
     assert numbers["prompt"] == "" and lines[0]["question"] == "" and numbers["questions"] == 1
 
 
+def test_an_answer_may_end_at_another_token(model, tmp_path):
+    end = 12  # an ordinary word
+    _, numbers, lines = evaluated(model, tmp_path, [make_example(0)], max_new_tokens=6, eos_token_id=(end, 13))
+    said = generate(model, list(questions([make_example(0)], 1, EvaluationOptions())), template="question_answer",
+                    max_new_tokens=6, eos_token_id=(end, 13), batch_size=4)  # fmt: skip
+    assert [line["prediction"] for line in lines] == said and numbers["decoding"]["eos_token_id"] == [end, 13]
+
+
 def test_captions_of_a_conversation_are_its_caption():
     example = make_example(1)
     (asked,) = questions_of(dataclasses.replace(example, meta={"caption": "a red"}), EvaluationOptions(task="caption"))

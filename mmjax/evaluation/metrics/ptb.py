@@ -22,36 +22,36 @@ sens sep sept seq sfc sgt spc sq sr st ste supt supts sys tel tenn thu thurs tue
 """.split()
 _CAPITAL_ABBREVIATIONS = "Ark Az Del Ill La Mass Miss Ore Pa Tex Wash".split()
 
-_THING = r"(?:[dDoOlL]'(?=[^\W_]))?[^\W_]+(?:[-_](?:[dDoOlL]'(?=[^\W_]))?[^\W_]+)*"
+_PART = r"(?:[dDoOlL]'(?=[^\W_]))?[^\W_]+"  # of a word with hyphens: letters and digits, o'clock
+_WORD = rf"{_PART}(?:[-_]{_PART})*"
 _CLITIC = r"(?:'(?:s|m|d|re|ve|ll)|n['`]t)(?!\w)"
+_ADDRESS = r"[^\s\"<>()]*[^\s\"<>().,;:!?]"
 
-# At each place the first pattern that matches takes the text. What follows a word in (?=…) is left for the next match.
-_TOKEN = re.compile(
-    "|".join(
-        (
-            r"https?://[^\s\"<>()]*[^\s\"<>().,;:!?]|www\.[^\s\"<>()]*[^\s\"<>().,;:!?]",  # addresses
-            r"[\w.]+@[^\W_]+(?:\.[^\W_]+)*|[#@][A-Za-z]\w*",  # mail and names
-            r"</?[A-Za-z][^<>]*>",  # tags
-            r"(?i:\brock'n'roll|'n'|'(?:n|em|cause|till?|\d0s)\b)|\b(?i:ol'|somethin'|ev'ry|li'l|c'mon)(?!\w)",
-            r"(?i:'t(?=(?:is|was)\b)|\by'(?=[a-z]))",  # 't is, y' all
-            r"\b(?i:can(?=not\b)|(?:gon|wan)(?=na\b)|got(?=ta\b)|(?:gim|lem)(?=me\b))(?!\w+[-'])",
-            rf"(?i:{_CLITIC})",
-            rf"(?i:[^\W\d_]+?(?={_CLITIC}))",
-            r"[^\W\d_]*[aeiouyAEIOUY]'[aeiou][^\W\d_]*",  # ma'am
-            r"[A-Z]+(?:&[A-Z]+)+",  # R&B
-            r"[A-Za-z](?:\.[A-Za-z])+\.(?:-[^\W_]+)*(?!\w)|(?<![\w.])[A-Za-z]\.(?=\s+[^A-Z\s])",  # u.s., plan b.
-            r"\b(?i:nos?\.(?=\s*\d)|(?:ed|ph)\.d\.)",
-            rf"\b(?:(?i:{'|'.join(_ABBREVIATIONS)})|{'|'.join(_CAPITAL_ABBREVIATIONS)})\.(?![A-Za-z])",
-            r"[^\W\d_]+(?:\.[^\W\d_][^\W_]*)+",  # court.he
-            r"(?:(?<![\w.])[-+])?\d*(?:[.,:]\d+)+|(?<![\w.])[-+]\d+(?![-\w])",  # 1,000 and 12:30
-            rf"{_THING}(?:/{_THING})*",
-            r"\.(?:\s?\.){2,}|…",
-            r"[-–—]{2,}|[–—]",
-            r"[!?]+|\*+|_+|''|``",
-            r"\S",
-        )
-    )
-)
+# At each place the first rule that matches takes the text; what is behind (?=…) is left for the next match.
+_RULES = {
+    "addresses": rf"https?://{_ADDRESS}|www\.{_ADDRESS}",
+    "mail and names": r"[\w.]+@[^\W_]+(?:\.[^\W_]+)*|[#@][A-Za-z]\w*",
+    "tags": r"</?[A-Za-z][^<>]*>",
+    "rock 'n' roll, the '90s": r"(?i:\brock'n'roll|'n'|'(?:n|em|cause|till?|\d0s)\b)",
+    "words with an apostrophe": r"\b(?i:ol'|somethin'|ev'ry|li'l|c'mon)(?!\w)",
+    "first halves: 't is, y' all": r"(?i:'t(?=(?:is|was)\b)|\by'(?=[a-z]))",
+    "first halves: can not, gon na": r"\b(?i:can(?=not\b)|(?:gon|wan)(?=na\b)|got(?=ta\b)|(?:gim|lem)(?=me\b))(?!\w+[-'])",
+    "clitics: 's, n't": rf"(?i:{_CLITIC})",
+    "words before a clitic": rf"(?i:[^\W\d_]+?(?={_CLITIC}))",
+    "ma'am": r"[^\W\d_]*[aeiouyAEIOUY]'[aeiou][^\W\d_]*",
+    "R&B": r"[A-Z]+(?:&[A-Z]+)+",
+    "u.s., plan b.": r"[A-Za-z](?:\.[A-Za-z])+\.(?:-[^\W_]+)*(?!\w)|(?<![\w.])[A-Za-z]\.(?=\s+[^A-Z\s])",
+    "no. 5, ph.d.": r"\b(?i:nos?\.(?=\s*\d)|(?:ed|ph)\.d\.)",
+    "abbreviations": rf"\b(?:(?i:{'|'.join(_ABBREVIATIONS)})|{'|'.join(_CAPITAL_ABBREVIATIONS)})\.(?![A-Za-z])",
+    "court.he": r"[^\W\d_]+(?:\.[^\W\d_][^\W_]*)+",
+    "1,000 and 12:30 and -5": r"(?:(?<![\w.])[-+])?\d*(?:[.,:]\d+)+|(?<![\w.])[-+]\d+(?![-\w])",
+    "words, and words with a slash": rf"{_WORD}(?:/{_WORD})*",
+    "dots": r"\.(?:\s?\.){2,}|…",
+    "dashes": r"[-–—]{2,}|[–—]",
+    "runs of one mark": r"[!?]+|\*+|_+|''|``",
+    "all else": r"\S",
+}
+_TOKEN = re.compile("|".join(_RULES.values()))
 _WRITTEN = {
     "(": "-lrb-", ")": "-rrb-", "[": "-lsb-", "]": "-rsb-", "{": "-lcb-", "}": "-rcb-", "…": "...", "€": "$", "£": "#",
     "¢": "cents", "“": "``", "”": "''", "«": "``", "»": "''", "½": "1/2", "¼": "1/4", "¾": "3/4",
