@@ -42,7 +42,7 @@ def evaluated(model, workdir, examples, **options):
 def test_captions_are_decoded_from_the_prompt_and_scored_as_a_set(model, tmp_path):
     examples = [captioned(number) for number in range(6)]
     results, numbers, lines = evaluated(
-        model, tmp_path, examples, task="caption", template="vqa_1", prompt="a", num_beams=2, min_new_tokens=2,
+        model, tmp_path, examples, task="caption", template="instruction", prompt="a", num_beams=2, min_new_tokens=2,
         max_new_tokens=3, length_penalty=-1.0, repetition_penalty=1.5,
     )  # fmt: skip
     said = generate(
