@@ -87,14 +87,15 @@ def generate(
 
 
 def make_options(model: Model, options: dict[str, Any]) -> DecodingOptions:
-    """Checked options, with the tokenizer's end and padding tokens where none are given."""
+    """Checked options; where none are given, with the end tokens that the model's config names, else the tokenizer's."""
     known = [field.name for field in dataclasses.fields(DecodingOptions)]
     unknown = sorted(set(options) - set(known))
     if unknown:
         raise UserError(f"decoding option {unknown[0]!r} is unknown; there are {', '.join(known)}")
     if model.processor is None:
         raise UserError("the model came without a tokenizer; put tokenizer.json into its directory")
-    end = model.processor.end_id
+    end = model.config.get("eos_token_id")
+    end = model.processor.end_id if end is None else end
     return DecodingOptions(**{"eos_token_id": () if end is None else end, "pad_token_id": model.processor.pad_id, **options})
 
 

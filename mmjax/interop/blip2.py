@@ -37,7 +37,7 @@ def blip2_parts(config: Config) -> Parts:
 
 
 def instructblip_parts(config: Config) -> Parts:
-    """InstructBlipForConditionalGeneration: its Q-Former reads the question."""
+    """InstructBlip- and InstructBlipVideoForConditionalGeneration: their Q-Former reads the question."""
     return _generative_parts(config, vocab=config["qformer_config"].get("vocab_size", 30522))
 
 
@@ -80,26 +80,41 @@ def _qformer_config(part: Config, model_type: str) -> dict[str, Any]:
 
 def blip2_config(parts: Parts) -> dict[str, Any]:
     """Config of Blip2ForConditionalGeneration."""
-    vision, connector = parts["encoders.image"], parts["connectors.image"]
-    return {
-        "model_type": "blip-2",
-        "num_query_tokens": connector["queries"],
-        "vision_config": eva_config(vision, "blip_2_vision_model"),
-        "qformer_config": _qformer_config({**connector, "vocab": 0}, "blip_2_qformer"),
-        "text_config": language_config(parts["llm"]),
-    }
+    connector = {**parts["connectors.image"], "vocab": 0}
+    return _generative_config({**parts, "connectors.image": connector}, "blip-2", "blip_2")
 
 
 def instructblip_config(parts: Parts) -> dict[str, Any]:
     """Config of InstructBlipForConditionalGeneration."""
-    vision, connector = parts["encoders.image"], parts["connectors.image"]
+    return _generative_config(parts, "instructblip", "instructblip")
+
+
+def instructblip_video_config(parts: Parts) -> dict[str, Any]:
+    """Config of InstructBlipVideoForConditionalGeneration."""
+    return _generative_config(parts, "instructblipvideo", "instructblipvideo")
+
+
+def _generative_config(parts: Parts, model_type: str, stem: str) -> dict[str, Any]:
+    """`stem`: what the model types of vision tower and Q-Former begin with."""
+    connector = parts["connectors.image"]
     return {
-        "model_type": "instructblip",
+        "model_type": model_type,
         "num_query_tokens": connector["queries"],
-        "vision_config": eva_config(vision, "instructblip_vision_model"),
-        "qformer_config": _qformer_config(connector, "instructblip_qformer"),
+        "vision_config": eva_config(parts["encoders.image"], f"{stem}_vision_model"),
+        "qformer_config": _qformer_config(connector, f"{stem}_qformer"),
         "text_config": language_config(parts["llm"]),
     }
+
+
+def placeholder_key(config: Config) -> str:
+    """The setting of a config.json that names the placeholder of soft tokens: of frames, or of pictures."""
+    return "video_token_index" if config["model_type"] == "instructblipvideo" else "image_token_index"
+
+
+def placeholder_id(config: Config) -> int:
+    """The id in input_ids whose place soft tokens take; −1, which no text has, where files of transformers 4 name none."""
+    found = config.get(placeholder_key(config))
+    return -1 if found is None else found
 
 
 def retrieval_config(parts: Parts) -> dict[str, Any]:

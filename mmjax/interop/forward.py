@@ -8,6 +8,7 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from mmjax.interop.blip2 import placeholder_id
 from mmjax.layers import stack
 from mmjax.llms.opt import OPT
 from mmjax.llms.t5 import T5, Encoded
@@ -46,32 +47,38 @@ def encoder_only(system: Any, inputs: Inputs, config: Mapping[str, Any]) -> Outp
 
 
 def blip2(system: Any, inputs: Inputs, config: Mapping[str, Any]) -> Outputs:
-    """Blip2- and InstructBlipForConditionalGeneration.
+    """Blip2-, InstructBlip- and InstructBlipVideoForConditionalGeneration.
 
     Inputs: input_ids [b t], in which placeholders stand where the soft tokens go, attention_mask [b t], pixel_values
-    [b 3 height width], and for InstructBLIP qformer_input_ids [b u], qformer_attention_mask [b u].
+    [b 3 height width], of videos [b frames 3 height width], for InstructBLIP qformer_input_ids [b u],
+    qformer_attention_mask [b u], and for an encoder–decoder decoder_input_ids, decoder_attention_mask [b t].
 
     Returns:
-      The language model's outputs, image_embeds of the vision tower, qformer_last_hidden_state of [queries ; question]. With
-      output_hidden_states also what the class keeps inside vision_outputs, qformer_outputs and language_model_outputs:
-      vision_hidden_states, qformer_hidden_states, language_hidden_states.
+      The language model's outputs, image_embeds of the vision tower, one picture or frame after the other, and
+      qformer_last_hidden_state of [queries ; question]. With output_hidden_states also what the class keeps inside
+      vision_outputs, qformer_outputs and language_model_outputs: vision_hidden_states, qformer_hidden_states and
+      language_hidden_states, or of an encoder–decoder encoder_hidden_states and decoder_hidden_states.
     """
-    vision, connector = _vision(system.encoders["image"], inputs), system.connectors["image"]
+    rows, pixels, connector = len(inputs["input_ids"]), inputs["pixel_values"], system.connectors["image"]
+    vision = _vision(system.encoders["image"], {**inputs, "pixel_values": pixels.reshape(-1, *pixels.shape[-3:])})
     features: Any = vision["last_hidden_state"]
-    asked: dict[str, Any] = {}
+    frames, asked = len(features) // rows, {}
     if "qformer_input_ids" in inputs:
-        tokens = inputs["qformer_input_ids"]
-        asked = {"tokens": tokens[:, None], "token_mask": _mask(inputs, "qformer_", tokens)[:, None] > 0}
-    read = connector(features[:, None], **asked, depths=True)
-    depths = tuple(each[:, 0] for each in read.depths)
-    is_placeholder = inputs["input_ids"] == config["image_token_index"]
+        question = inputs["qformer_input_ids"], _mask(inputs, "qformer_", inputs["qformer_input_ids"]) > 0
+        tokens, mask = (jnp.repeat(array[:, None], frames, axis=1) for array in question)
+        asked = {"tokens": tokens, "token_mask": mask}
+    read = connector(features.reshape(rows, frames, *features.shape[1:]), **asked, depths=True)
+    depths = tuple(each.reshape(-1, *each.shape[2:]) for each in read.depths)
+    soft = connector.projection(read.queries)
+    is_placeholder = inputs["input_ids"] == placeholder_id(config)
     index = jnp.where(is_placeholder, jnp.cumsum(is_placeholder, axis=1) - 1, -1)
-    embeddings = place(connector.projection(read.queries[:, 0]), system.llm.embed(inputs["input_ids"]), index)
-    language = _decoder(system.llm, inputs, embeddings)
-    outputs = language | {"image_embeds": features, "qformer_last_hidden_state": depths[-1]}
+    embeddings = place(soft.reshape(rows, -1, soft.shape[-1]), system.llm.embed(inputs["input_ids"]), index)
+    outputs = (_encoder_decoder if hasattr(system.llm, "encode") else _decoder)(system.llm, inputs, embeddings)
+    outputs |= {"image_embeds": features, "qformer_last_hidden_state": depths[-1]}
     if not inputs.get("output_hidden_states"):
         return outputs
-    by_part = {"vision": vision["hidden_states"], "qformer": depths, "language": outputs.pop("hidden_states")}
+    by_part = {"vision": vision["hidden_states"], "qformer": depths}
+    by_part |= {"language": outputs.pop("hidden_states")} if "hidden_states" in outputs else {}
     return outputs | {f"{part}_hidden_states": hidden_states for part, hidden_states in by_part.items()}
 
 

@@ -33,11 +33,15 @@ class ImageProcessor:
     crop: bool = False
 
 
+_BLIP = ImageProcessor(384, BICUBIC, OPENAI_MEAN, OPENAI_STD)
+VIDEO = "InstructBlipVideoVideoProcessor"  # does to each frame what BLIP's does to pictures
 PROCESSORS: dict[str, ImageProcessor] = {
     "ViTImageProcessor": ImageProcessor(224, BILINEAR, HALF, HALF),
     "CLIPImageProcessor": ImageProcessor(224, BICUBIC, OPENAI_MEAN, OPENAI_STD, square=False, crop=True),
     "SiglipImageProcessor": ImageProcessor(224, BICUBIC, HALF, HALF, square=False),
-    "BlipImageProcessor": ImageProcessor(384, BICUBIC, OPENAI_MEAN, OPENAI_STD),
+    "BlipImageProcessor": _BLIP,
+    "InstructBlipVideoImageProcessor": _BLIP,  # its name in transformers 4
+    VIDEO: _BLIP,
 }
 
 
@@ -66,7 +70,8 @@ def read(settings: Settings, architecture: str) -> tuple[ImageTransform, tuple[f
     Raises:
       UserError: another class of processors, or a step that is not built.
     """
-    name = settings.get("image_processor_type") or settings.get("feature_extractor_type") or processor_of(architecture)
+    kinds = (settings.get(f"{what}_type") for what in ("image_processor", "video_processor", "feature_extractor"))
+    name = next(filter(None, kinds), None) or processor_of(architecture)
     stem = name.removesuffix("Fast").removesuffix("Pil").replace("FeatureExtractor", "ImageProcessor")
     if stem not in PROCESSORS:
         raise UserError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,16 +14,19 @@ import numpy as np
 from jax.sharding import Mesh
 
 from mmjax.interop import adapter_reader, adapter_writer, adapters, hub, processors
+from mmjax.interop.blip2 import placeholder_id, placeholder_key
 from mmjax.interop.registry import ARCHITECTURES, choose, recognise
 from mmjax.layers.lora import add_lora, is_factor, lora_scales, merge_lora
 from mmjax.layers.parameters import Definition, Parameters, define
 from mmjax.parallel.axes import shardings
-from mmjax.systems.parts import PROVENANCE, build, config_dict, part_config
+from mmjax.systems.parts import PROVENANCE, build, config_dict, part_config, reads_source
 from mmjax.types import UserError
 from mmjax.types.config import suggest
 from mmjax.types.model import Model
 from mmjax.weights import pickles, safetensors, table
 from mmjax.weights.safetensors import Tensors
+
+log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,6 +101,8 @@ def from_pretrained(
     parameters |= _placed(Definition(definition.graphdef, absent).initialise(jax.random.key(0)), dtype, placement)
     details = {"parts": parts, "architecture": name, "hf_config": config, "source": str(source), "absent": tuple(absent)}
     details["unread"] = table.unread(rows, tensors)
+    ends = config.get("text_config", config).get("eos_token_id")
+    details["eos_token_id"] = tuple(ends) if isinstance(ends, list) else ends
     if adapter is not None:
         details["base"] = str(directory)
     tokenizers = given if (given / "tokenizer.json").is_file() else directory
@@ -183,6 +189,12 @@ def save_pretrained(
     directory = Path(directory)
     name, config = describe(model, architecture)
     parts, specs = resolved_parts(model), model.definition.specs
+    vision = parts.get("encoders.image", {})
+    if vision.get("final_eps") != vision.get("eps"):
+        log.warning(
+            "%s has one layer_norm_eps, %g is written; the norm after the vision tower had %g (LAVIS's ln_vision)",
+            name, vision["eps"], vision["final_eps"],
+        )  # fmt: skip
     rows, scales = ARCHITECTURES[name].table(parts), lora_scales(model.definition)
     if base is None:
         parameters = merge_lora(dict(model.parameters), scales)
@@ -213,9 +225,9 @@ def hf_forward(model: Model, inputs: Mapping[str, Any]) -> dict[str, np.ndarray 
     Args:
       model: of any supported class.
       inputs: as that class takes them: input_ids, attention_mask, decoder_input_ids, decoder_attention_mask, pixel_values
-        [b 3 height width], qformer_input_ids, qformer_attention_mask, use_image_text_matching_head,
-        interpolate_pos_encoding, output_hidden_states. Placeholders stand in front of BOS; rows may be padded on either
-        side.
+        [b 3 height width], of videos [b frames 3 height width], qformer_input_ids, qformer_attention_mask,
+        use_image_text_matching_head, interpolate_pos_encoding, output_hidden_states. Placeholders stand in front of BOS; where
+        no row has any, as for transformers 4, they are put before everything. Rows may be padded on either side.
 
     Returns:
       That class's outputs under their names, as float32.
@@ -228,6 +240,8 @@ def hf_forward(model: Model, inputs: Mapping[str, Any]) -> dict[str, np.ndarray 
     arrays = {key: np.asarray(value) for key, value in inputs.items() if not isinstance(value, bool) and value is not None}
     flags = {key: value for key, value in inputs.items() if isinstance(value, bool)}
     parts = resolved_parts(model)
+    if "connectors.image" in parts and "llm" in parts:
+        arrays = _with_placeholders(arrays, placeholder_id(config), parts["connectors.image"]["queries"])
     _check_inputs(arrays, config, parts)
     _check_pixels(arrays.get("pixel_values"), parts.get("encoders.image"), flags.get("interpolate_pos_encoding", False))
 
@@ -239,9 +253,35 @@ def hf_forward(model: Model, inputs: Mapping[str, Any]) -> dict[str, np.ndarray 
     return jax.tree.map(lambda value: np.asarray(value, np.float32), jax.device_get(outputs))
 
 
+def _with_placeholders(arrays: dict[str, np.ndarray], placeholder: int, queries: int) -> dict[str, np.ndarray]:
+    """The inputs with a placeholder for each soft token in front of each row, unless a row has some."""
+    tokens, pixels = arrays.get("input_ids"), arrays.get("pixel_values")
+    if tokens is None or pixels is None or (tokens == placeholder).any():
+        return arrays
+    slots = np.full((len(tokens), queries * _frames(pixels)), placeholder, tokens.dtype)
+    arrays = {**arrays, "input_ids": np.concatenate([slots, tokens], 1)}
+    if "attention_mask" in arrays:
+        mask = arrays["attention_mask"]
+        arrays["attention_mask"] = np.concatenate([np.ones_like(slots, mask.dtype), mask], 1)
+    return arrays
+
+
+def _frames(pixels: np.ndarray) -> int:
+    """Pictures of a row."""
+    return pixels.shape[1] if pixels.ndim == 5 else 1
+
+
 def _check_inputs(arrays: Mapping[str, np.ndarray], config: Mapping[str, Any], parts: Mapping[str, Any]) -> None:
     connector, llm, text = (parts.get(name) for name in ("connectors.image", "llm", "encoders.text"))
-    placeholder = config.get("image_token_index", -1)
+    placeholder = placeholder_id(config) if connector else -1
+    needed = {
+        "input_ids": llm or connector or text,
+        "pixel_values": parts.get("encoders.image"),
+        "decoder_input_ids": reads_source(parts),
+        "qformer_input_ids": llm and connector and connector["vocab"],
+    }
+    if missing := [name for name, reads in needed.items() if reads and name not in arrays]:
+        raise UserError(f"inputs lack {' and '.join(missing)}; there are {', '.join(arrays) or 'none'}")
     reader = llm or connector or text or {}
     sizes = {
         "input_ids": reader.get("vocab", 0),
@@ -253,11 +293,11 @@ def _check_inputs(arrays: Mapping[str, np.ndarray], config: Mapping[str, Any], p
         ids = arrays.get(name)
         if ids is not None and ids.size and not ((ids == placeholder) | ((ids >= 0) & (ids < size))).all():
             raise UserError(f"{name}: expected ids from 0 to {size - 1}, got {ids.min()} … {ids.max()}")
-    if connector and llm and "input_ids" in arrays:
+    if connector and llm:
         counts = (arrays["input_ids"] == placeholder).sum(1)
-        if (counts != connector["queries"]).any():
+        if (counts != (wanted := connector["queries"] * _frames(arrays["pixel_values"]))).any():
             raise UserError(
-                f"input_ids: expected {connector['queries']} placeholders (image_token_index={placeholder}) in each row, "
+                f"input_ids: expected {wanted} placeholders ({placeholder_key(config)}={placeholder}) in each row, "
                 f"got {counts.tolist()}"
             )
     if text:
@@ -271,7 +311,7 @@ def _check_pixels(pixels: np.ndarray | None, vision: Mapping[str, Any] | None, r
     if pixels is None or vision is None or resized:
         return
     side = vision["image_size"]
-    if pixels.ndim != 4 or pixels.shape[1:] != (3, side, side):
+    if pixels.ndim not in (4, 5) or pixels.shape[-3:] != (3, side, side):
         raise UserError(
             f"pixel_values: expected [b, 3, {side}, {side}], got {list(pixels.shape)}; interpolate_pos_encoding=True takes "
             "pictures of another size"

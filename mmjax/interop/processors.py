@@ -17,17 +17,20 @@ from mmjax.data.media.image import ImageTransform
 from mmjax.data.processor import Processor
 from mmjax.data.tokenizer import load_tokenizer
 from mmjax.interop import image_processors
+from mmjax.interop.blip2 import placeholder_id, placeholder_key
 from mmjax.systems.parts import encoders_only, part_config, reads_source
 from mmjax.types import UserError
 from mmjax.types.files import replace_file
 
 QUERY_LENGTH = 128  # longest question that InstructBLIP's Q-Former was trained on
 QFORMER_TOKENIZER = "qformer_tokenizer"
-IMAGE_TOKEN = "<image>"
+IMAGE_SETTINGS = ("preprocessor_config.json", "video_preprocessor_config.json", "processor_config.json")
+PLACEHOLDERS = {"image_token_index": "<image>", "video_token_index": "<video>"}
 PROCESSORS = {
     "Blip2ForConditionalGeneration": "Blip2Processor",
     "Blip2ForImageTextRetrieval": "Blip2Processor",
     "InstructBlipForConditionalGeneration": "InstructBlipProcessor",
+    "InstructBlipVideoForConditionalGeneration": "InstructBlipVideoProcessor",
     "CLIPModel": "CLIPProcessor",
     "SiglipModel": "SiglipProcessor",
 }
@@ -69,9 +72,9 @@ def with_image_processor(parts: Parts, directory: Path, architecture: str) -> tu
     vision = parts.get("encoders.image")
     if vision is None:
         return parts, None
-    found = [file for name in ("preprocessor_config.json", "processor_config.json") if (file := directory / name).is_file()]
+    found = [file for name in IMAGE_SETTINGS if (file := directory / name).is_file()]
     settings = read_json(found[0]) if found else {}
-    settings = settings.get("image_processor", settings)
+    settings = settings.get("image_processor", settings.get("video_processor", settings))
     if not settings.keys() - {"processor_class", "num_query_tokens"}:  # nothing about pictures
         name = image_processors.processor_of(architecture)
         return parts, image_processors.default_transform(name, vision["image_size"])
@@ -94,7 +97,7 @@ def load(
         tokenizer = load_tokenizer(directory / QFORMER_TOKENIZER)
     reads = connector.get("vocab", 0) and tokenizer is not None
     llm = load_tokenizer(directory)
-    start = config.get("decoder_start_token_id", llm.pad_token_id)
+    start = config.get("text_config", config).get("decoder_start_token_id", llm.pad_token_id)
     if reads_source(parts) and start != llm.pad_token_id:
         raise UserError(
             f"{directory}: decoder_start_token_id={start}; only the pad token, {llm.pad_token_id}, can begin a decoder's text"
@@ -135,38 +138,48 @@ def with_token_ids(config: dict[str, Any], processor: Processor | EncoderProcess
     if processor.encoder_decoder:
         ids["decoder_start_token_id"] = processor.pad_id
     if "text_config" not in config:
-        return {**config, **ids}
-    config = {**config, "text_config": {**config["text_config"], **ids}}
+        return {**config, **_unless_given(ids, config)}
+    text = config["text_config"]
+    config = {**config, "text_config": {**text, **_unless_given(ids, text)}}
     config["qformer_config"] = {**config["qformer_config"], "pad_token_id": processor.query_pad_id}
-    if "image_token_index" not in config:
-        config["image_token_index"] = _placeholder_id(config["text_config"], processor)
+    if placeholder_id(config) < 0:
+        config[placeholder_key(config)] = _placeholder_id(config, processor)
     return config
 
 
-def _placeholder_id(text: Mapping[str, Any], processor: Processor) -> int:
-    if "vocab_size" in text:
-        return with_placeholder(processor.llm, text["vocab_size"]).get_vocab()[IMAGE_TOKEN]
+def _unless_given(ids: Mapping[str, int | None], config: Mapping[str, Any]) -> dict[str, int | None]:
+    """A config that was read may end its texts otherwise than its tokenizer: BLIP-2's OPT ends them with a line break."""
+    return {name: token_id for name, token_id in ids.items() if config.get(name) is None}
+
+
+def _placeholder_id(config: Mapping[str, Any], processor: Processor) -> int:
+    placeholder = PLACEHOLDERS[placeholder_key(config)]
+    if "vocab_size" in config["text_config"]:
+        return with_placeholder(processor.llm, config["text_config"]["vocab_size"], placeholder).get_vocab()[placeholder]
     # Retrieval has no language model: its class cuts the placeholders off before anything looks them up.
     tokenizer = processor.connector or processor.llm
-    return tokenizer.get_vocab().get(IMAGE_TOKEN, len(tokenizer))
+    return tokenizer.get_vocab().get(placeholder, len(tokenizer))
 
 
-def with_placeholder(tokenizer: PreTrainedTokenizerFast, vocabulary: int) -> PreTrainedTokenizerFast:
-    """A tokenizer that has the image placeholder, whose id must have a row in the language model's embedding.
+def with_placeholder(
+    tokenizer: PreTrainedTokenizerFast, vocabulary: int, placeholder: str = PLACEHOLDERS["image_token_index"]
+) -> PreTrainedTokenizerFast:
+    """A tokenizer that has the placeholder of a medium, whose id must have a row in the language model's embedding.
 
     Args:
       tokenizer: returned as it is where it has one.
       vocabulary: rows of the embedding. Where one is free the placeholder gets it; else it takes the name of the last special
         token that has no role (SmolLM2 has many in reserve).
+      placeholder: its name.
 
     Raises:
       UserError: there is no free row and no spare special token.
     """
-    if IMAGE_TOKEN in tokenizer.get_vocab():
+    if placeholder in tokenizer.get_vocab():
         return tokenizer
     if len(tokenizer) < vocabulary:
         tokenizer = copy.deepcopy(tokenizer)
-        tokenizer.add_tokens([AddedToken(IMAGE_TOKEN, normalized=False, special=True)], special_tokens=True)
+        tokenizer.add_tokens([AddedToken(placeholder, normalized=False, special=True)], special_tokens=True)
         return tokenizer
     roles = {name: getattr(tokenizer, f"{name}_token") for name in ("bos", "eos", "unk", "pad", "cls", "sep", "mask")}
     state = json.loads(tokenizer.backend_tokenizer.to_str())
@@ -174,12 +187,12 @@ def with_placeholder(tokenizer: PreTrainedTokenizerFast, vocabulary: int) -> Pre
     if not spare:
         raise UserError(
             f"the tokenizer fills the vocabulary of {vocabulary} and has no spare special token, so that no id is left for "
-            f"{IMAGE_TOKEN}; use a language model with a larger vocabulary"
+            f"{placeholder}; use a language model with a larger vocabulary"
         )
     vocab = state["model"]["vocab"]
     if (old := spare[-1]["content"]) in vocab:
-        vocab[IMAGE_TOKEN] = vocab.pop(old)
-    spare[-1]["content"] = IMAGE_TOKEN
+        vocab[placeholder] = vocab.pop(old)
+    spare[-1]["content"] = placeholder
     renamed = PreTrainedTokenizerFast(
         tokenizer_object=Tokenizer.from_str(json.dumps(state)),
         clean_up_tokenization_spaces=False,
@@ -217,12 +230,14 @@ def save(
     names = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
     ids = {name: text[name] for name in names if text.get(name) is not None}
     files.append(write_json(directory / "generation_config.json", ids))
-    llm = with_placeholder(processor.llm, text["vocab_size"]) if "encoders.image" in parts else processor.llm
+    llm = processor.llm
+    if "connectors.image" in parts:
+        llm = with_placeholder(llm, text["vocab_size"], PLACEHOLDERS[placeholder_key(config)])
     if processor.encoder_decoder:
         files += _save_tokenizer(_adding(llm, None, llm.eos_token, padding_side="right"), directory)
     else:
         files += _save_tokenizer(_adding(llm, llm.bos_token, None, padding_side="left"), directory)
-    if architecture == "InstructBlipForConditionalGeneration":
+    if architecture.startswith("InstructBlip"):
         files += _save_tokenizer(_query_tokenizer(processor), directory / QFORMER_TOKENIZER)
     return files
 
@@ -245,6 +260,7 @@ def _adding(
     )
     for name, value in settings.items():
         setattr(tokenizer, name, value)
+    tokenizer.init_kwargs |= settings  # of which alone transformers writes the side of the padding
     return tokenizer
 
 
@@ -259,4 +275,6 @@ def _image_processor(
     name, vision = image_processors.processor_of(architecture), parts["encoders.image"]
     transform = getattr(processor, "transform", None) or image_processors.default_transform(name, vision["image_size"])
     settings = image_processors.write(name, transform, vision["mean"], vision["std"])
+    if architecture == "InstructBlipVideoForConditionalGeneration":
+        settings["video_processor_type"] = image_processors.VIDEO
     return settings | ({"processor_class": PROCESSORS[architecture]} if architecture in PROCESSORS else {})

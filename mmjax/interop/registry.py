@@ -158,6 +158,10 @@ ARCHITECTURES: dict[str, Architecture] = {
         "instructblip", blip2.instructblip_parts, blip2.instructblip_config,
         lambda parts: _blip2_table(parts, stage1=False), forward.blip2,
     ),
+    "InstructBlipVideoForConditionalGeneration": Architecture(
+        "instructblipvideo", blip2.instructblip_parts, blip2.instructblip_video_config,
+        lambda parts: _blip2_table(parts, stage1=False), forward.blip2,
+    ),
     "Blip2ForImageTextRetrieval": Architecture(
         "blip-2", blip2.retrieval_parts, blip2.retrieval_config,
         lambda parts: _blip2_table(parts, output_width=0), forward.retrieval,

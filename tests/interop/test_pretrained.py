@@ -50,7 +50,7 @@ def test_logits_are_those_of_transformers(models, name):
     arrays = tiny.inputs(name)
     expected = tiny.outputs(reference, arrays)["logits"]
     got = hf_forward(mmjax.from_pretrained(directory), arrays)["logits"]
-    read = arrays["attention_mask"] > 0
+    read = arrays.get("decoder_attention_mask", arrays["attention_mask"]) > 0
     assert got.dtype == np.float32 and got.shape == expected.shape
     assert expected[read].std() > 0.5
     np.testing.assert_allclose(got[read], expected[read], **TOLERANCE)
@@ -101,6 +101,20 @@ def test_every_depth_of_every_part_is_that_of_transformers(models, name):
             if mask is not None:  # queries come first, and all of them count
                 read[:, read.shape[1] - mask.shape[1] :] = mask > 0
             np.testing.assert_allclose(ours[read], value.numpy()[read], **TOLERANCE, err_msg=f"{key}, depth {depth}")
+
+
+@pytest.mark.parametrize("name", ["blip2", "blip2_t5", "instructblip_llama", "video_llama"])
+def test_without_placeholders_soft_tokens_come_first(models, name):
+    """As the files and inputs of transformers 4 have it, and a config that names no placeholder."""
+    directory, reference = models(name)
+    whole, model = tiny.inputs(name), mmjax.from_pretrained(directory)
+    slots = (whole["input_ids"] == tiny.PLACEHOLDER)[0].sum()
+    short = {**whole, "input_ids": whole["input_ids"][:, slots:], "attention_mask": whole["attention_mask"][:, slots:]}
+    expected = hf_forward(model, whole)["logits"]
+    config = {key: value for key, value in model.config["hf_config"].items() if not key.endswith("token_index")}
+    old = Model(model.definition, model.parameters, None, {**model.config, "hf_config": config})
+    for each in (model, old):
+        np.testing.assert_array_equal(hf_forward(each, short)["logits"], expected)
 
 
 def test_right_padding_and_no_mask(models):
@@ -287,3 +301,10 @@ def test_inputs_are_checked(models, tmp_path):
         hf_forward(model, {key: value[:, 1:] if value.ndim == 2 else value for key, value in arrays.items()})
     with pytest.raises(UserError, match="expected ids from 0 to 49"):
         hf_forward(model, {**arrays, "input_ids": arrays["input_ids"] + 1})
+    with pytest.raises(UserError, match="inputs lack pixel_values; there are input_ids, attention_mask"):
+        hf_forward(model, {key: value for key, value in arrays.items() if key != "pixel_values"})
+    video, arrays = mmjax.from_pretrained(models("video_t5")[0]), tiny.inputs("video_t5")
+    with pytest.raises(UserError, match=r"expected 9 placeholders \(video_token_index=49\) in each row, got \[12, 12\]"):
+        hf_forward(video, {**arrays, "pixel_values": arrays["pixel_values"][:, 1:]})
+    with pytest.raises(UserError, match="inputs lack decoder_input_ids and qformer_input_ids; there are input_ids, "):
+        hf_forward(video, {key: arrays[key] for key in ("input_ids", "pixel_values")})

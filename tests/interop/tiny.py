@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import transformers
+from safetensors.numpy import load_file, save_file
 
 PLACEHOLDER, QUERIES = 49, 3
 VISION = {
@@ -27,6 +28,14 @@ LLAMA = {
     "head_dim": 10, "intermediate_size": 44, "max_position_embeddings": 32, "rope_theta": 500.0, "rms_norm_eps": 1e-5,
     "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
 }  # fmt: skip
+# As in BLIP-2's Flan-T5: exact gelu, and a head that is not the embedding, which only a file can give a T5.
+T5 = {
+    "vocab_size": 50, "d_model": 20, "d_kv": 6, "d_ff": 36, "num_layers": 3, "num_decoder_layers": 2, "num_heads": 3,
+    "feed_forward_proj": "gated-gelu", "dense_act_fn": "gelu", "relative_attention_num_buckets": 8,
+    "relative_attention_max_distance": 11, "tie_word_embeddings": False, "scale_decoder_outputs": False,
+    "decoder_start_token_id": 0, "pad_token_id": 0, "eos_token_id": 1,
+}  # fmt: skip
+FRAMES = 4  # of a video: transformers knows no other number
 
 
 def _parts(qformer: dict, text: dict) -> dict:
@@ -37,7 +46,7 @@ def _parts(qformer: dict, text: dict) -> dict:
 
 
 def _model(name: str) -> transformers.PreTrainedModel:
-    opt, llama = {"model_type": "opt", **OPT}, {"model_type": "llama", **LLAMA}
+    opt, llama, t5 = {"model_type": "opt", **OPT}, {"model_type": "llama", **LLAMA}, {"model_type": "t5", **T5}
     match name:
         case "opt":
             return transformers.OPTForCausalLM(transformers.OPTConfig(**OPT))
@@ -47,12 +56,16 @@ def _model(name: str) -> transformers.PreTrainedModel:
             return transformers.Blip2VisionModel(transformers.Blip2VisionConfig(**VISION))
         case "blip2":
             return transformers.Blip2ForConditionalGeneration(transformers.Blip2Config(**_parts(QFORMER, opt)))
-        case "instructblip_opt":
-            config = transformers.InstructBlipConfig(**_parts(QFORMER, opt))
+        case "blip2_t5":
+            return transformers.Blip2ForConditionalGeneration(transformers.Blip2Config(**_parts(QFORMER, t5)))
+        case "instructblip_opt" | "instructblip_llama" | "instructblip_t5":
+            text = {"opt": opt, "llama": llama, "t5": t5}[name.removeprefix("instructblip_")]
+            config = transformers.InstructBlipConfig(**_parts(QFORMER, text))
             return transformers.InstructBlipForConditionalGeneration(config)
-        case "instructblip_llama":
-            config = transformers.InstructBlipConfig(**_parts(QFORMER, llama))
-            return transformers.InstructBlipForConditionalGeneration(config)
+        case "video_llama" | "video_t5":
+            text = llama if name == "video_llama" else t5
+            config = transformers.InstructBlipVideoConfig(**_parts(QFORMER, text), video_token_index=PLACEHOLDER)
+            return transformers.InstructBlipVideoForConditionalGeneration(config)
         case "retrieval":
             qformer = {**QFORMER, "use_qformer_text_input": True}
             config = transformers.Blip2Config(**_parts(qformer, opt), image_text_hidden_size=8)
@@ -60,12 +73,24 @@ def _model(name: str) -> transformers.PreTrainedModel:
     raise ValueError(name)
 
 
-MODELS = ("opt", "llama", "llama_tied", "blip2", "instructblip_opt", "instructblip_llama", "retrieval")
+MODELS = (
+    "opt", "llama", "llama_tied", "blip2", "blip2_t5", "instructblip_opt", "instructblip_llama", "instructblip_t5",
+    "video_llama", "video_t5", "retrieval",
+)  # fmt: skip
 
 
 def make(name: str, directory: Path, **how: bool) -> transformers.PreTrainedModel:
     """Draws a model and saves it; `how` goes to save_pretrained."""
-    return draw(_model(name), directory, **how)
+    model = draw(_model(name), directory, **how)
+    return with_own_head(model, directory) if name.endswith("_t5") else model
+
+
+def with_own_head(model: transformers.PreTrainedModel, directory: Path) -> transformers.PreTrainedModel:
+    """The model with a T5 whose head is not tied, which has to be written into its file: a new T5 never has one."""
+    tensors, head = load_file(directory / "model.safetensors"), np.random.default_rng(0).normal(0, 0.3, (50, 20))
+    tensors["language_model.lm_head.weight"] = head.astype(np.float32)
+    save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
+    return type(model).from_pretrained(directory).eval()
 
 
 @torch.no_grad()
@@ -89,16 +114,23 @@ def inputs(name: str) -> dict[str, np.ndarray]:
     text, text_mask = draw.integers(3, 48, (2, 7)), np.array([[1] * 7, [0] * 3 + [1] * 4])
     if name in ("opt", "llama", "llama_tied"):
         return {"input_ids": text, "attention_mask": text_mask}
-    pixels = draw.normal(size=(2, 3, 28, 28)).astype(np.float32)
-    slots, seen = np.full((2, QUERIES), PLACEHOLDER), np.ones((2, QUERIES), int)
+    frames = (FRAMES,) if name.startswith("video") else ()
+    pixels = draw.normal(size=(2, *frames, 3, 28, 28)).astype(np.float32)
+    slots = np.full((2, QUERIES * (FRAMES if frames else 1)), PLACEHOLDER)
+    seen = np.ones_like(slots)
     if name == "retrieval":
         text, text_mask = query, query_mask
     common = {
         "input_ids": np.concatenate([slots, text], 1), "attention_mask": np.concatenate([seen, text_mask], 1),
         "pixel_values": pixels,
     }  # fmt: skip
-    if name.startswith("instructblip"):
-        return {**common, "qformer_input_ids": query, "qformer_attention_mask": query_mask}
+    if name.startswith(("instructblip", "video")):
+        common |= {"qformer_input_ids": query, "qformer_attention_mask": query_mask}
+    if name.endswith("_t5"):
+        common |= {
+            "decoder_input_ids": draw.integers(2, 48, (2, 5)),
+            "decoder_attention_mask": np.array([[1] * 5, [1, 1, 1, 0, 0]]),
+        }
     return common
 
 
