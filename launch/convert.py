@@ -1,6 +1,7 @@
-"""Converts: `python -m launch.convert --source=DIR --target=DIR [--to=hf|peft] [--base=DIR] [--pickle]`.
+"""Converts: `python -m launch.convert --source=DIR --target=DIR [--to=hf|peft] [--base=DIR] [--pickle] [--part=NAME=PATH]…`.
 
-The source is a run's workdir, a model in Hugging Face layout (a directory or a hub id), or a PEFT adapter. The target is a new
+The source is a run's workdir, a model in Hugging Face layout (a directory or a hub id), a PEFT adapter, or a .pth file of
+LAVIS, of which `--part=llm=DIR --part=encoders.image=eva_vit_g.pth` name what it lacks. The target is a new
 directory that `transformers` loads, LoRA adapters merged (`--to=hf`), or that `peft` loads on the base model: the adapters
 together with every other weight that differs from the base's (`--to=peft`).
 """
@@ -15,23 +16,33 @@ from launch import command
 from mmjax.types.errors import UserError
 
 SOURCE = flags.DEFINE_string(
-    "source", None, "directory of a run, of a saved model or of an adapter, or a hub id", required=True
+    "source", None, "directory of a run, of a saved model or of an adapter, a hub id, or a LAVIS file", required=True
 )
 TARGET = flags.DEFINE_string("target", None, "directory to write, new or empty", required=True)
 TO = flags.DEFINE_enum("to", "hf", ["hf", "peft"], "layout of the target: a whole model, or an adapter of its base")
 BASE = flags.DEFINE_string("base", None, "base of the adapter that is read or written; default: the one that the source names")
-PICKLE = flags.DEFINE_bool("pickle", False, "read pickled weights (.bin); nothing but tensors is let through")
+PICKLE = flags.DEFINE_bool("pickle", False, "read pickled weights (.bin, .pth); nothing but tensors is let through")
+PART = flags.DEFINE_multi_string(
+    "part", [], "NAME=PATH of a part that a file of LAVIS lacks: llm, encoders.image, tokenizers.connector; may be repeated"
+)
 
 
 def main() -> None:
-    command.check_model("source", SOURCE.value)
+    is_file = Path(SOURCE.value).is_file()
+    if is_file and not PICKLE.value:
+        raise UserError(f"--source={SOURCE.value} is a pickled file, which is read on request: add --pickle")
+    if not is_file:
+        command.check_model("source", SOURCE.value)
+    if wrong := [part for part in PART.value if not all(part.partition("="))]:
+        raise UserError(f"--part={wrong[0]}: expected NAME=PATH, for example --part=llm=DIRECTORY")
+    parts = dict(part.split("=", 1) for part in PART.value)
     target = Path(TARGET.value)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UserError(f"--target={target}: exists and is not an empty directory; name a new one")
     import mmjax
 
     adapts = (Path(SOURCE.value) / "adapter_config.json").is_file()
-    model = mmjax.from_pretrained(SOURCE.value, base=BASE.value if adapts else None, pickle=PICKLE.value)
+    model = mmjax.from_pretrained(SOURCE.value, base=BASE.value if adapts else None, pickle=PICKLE.value, parts=parts)
     base = None
     if TO.value == "peft" and (base := BASE.value or mmjax.interop.base_of(model)) is None:
         raise UserError("--to=peft: the source names no single base model; give --base=DIR")

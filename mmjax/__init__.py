@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,16 +38,18 @@ def from_pretrained(
     *,
     base: str | Path | None = None,
     pickle: bool = False,
+    parts: Mapping[str, str] | None = None,
 ) -> Model:
     """Loads a model.
 
     Args:
-      source: a directory in Hugging Face layout, the id of one on the Hugging Face hub, a PEFT adapter, or the workdir of a
-        run, which gives the model after its last stage.
+      source: a directory in Hugging Face layout, the id of one on the Hugging Face hub, a PEFT adapter, the workdir of a run,
+        which gives the model after its last stage, or a .pth file of LAVIS, BLIP-2's own code.
       dtype: of the parameters; None keeps that of the files.
       mesh: how to shard them; None = the default device.
       base: what an adapter adapts; None = what its config names.
       pickle: read pickled weights (.bin), of which nothing but tensors is let through.
+      parts: where the parts are that a file of LAVIS lacks, see `mmjax.interop.lavis.from_file`.
 
     Returns:
       The model, with its processor where the directory has tokenizers.
@@ -54,8 +57,10 @@ def from_pretrained(
     Raises:
       UserError: neither kind of directory, an unsupported model, or weights that do not fit the config.
     """
-    from mmjax.interop import pretrained
+    from mmjax.interop import lavis, pretrained
 
+    if Path(source).is_file():
+        return lavis.from_file(source, parts, dtype, mesh)
     try:
         is_workdir = "stages" in json.loads((Path(source) / "config.json").read_text())
     except (OSError, ValueError, TypeError):

@@ -58,7 +58,7 @@ def reads_source(parts: Mapping[str, Mapping[str, Any]]) -> bool:
 def build(parts: Mapping[str, Mapping[str, Any]]) -> MultimodalLM | DualEncoder:
     """The abstract system of these parts."""
     configs = {name: part_config(name, part) for name, part in parts.items()}
-    modules = {name: FAMILIES[name][parts[name]["family"]][1](config) for name, config in configs.items()}
+    modules = {name: build_part(name, part) for name, part in parts.items()}
     _check_widths(configs, modules.get("llm"))
 
     def of(kind: str) -> dict[str, nnx.Module]:
@@ -67,6 +67,11 @@ def build(parts: Mapping[str, Mapping[str, Any]]) -> MultimodalLM | DualEncoder:
     if encoders_only(parts):
         return DualEncoder(of("encoders."), modules.get("similarity"))
     return MultimodalLM(of("encoders."), of("connectors."), modules.get("llm"))
+
+
+def build_part(name: str, part: Mapping[str, Any]) -> nnx.Module:
+    """The abstract module of one part."""
+    return FAMILIES[name][part["family"]][1](part_config(name, part))
 
 
 def encoders_only(parts: Collection[str]) -> bool:

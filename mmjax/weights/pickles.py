@@ -50,8 +50,13 @@ def open_directory(directory: str | Path, stem: str = "pytorch_model") -> Tensor
     return safetensors.open_directory(directory, stem, suffix=".bin", read=read_file)
 
 
-def read_file(path: str | Path) -> dict[str, np.ndarray]:
-    """A read-only view of each tensor of one file, by name. Errors as in `open_directory`."""
+def read_file(path: str | Path, within: str = "") -> dict[str, np.ndarray]:
+    """A read-only view of each tensor of one file, by name. Errors as in `open_directory`.
+
+    Args:
+      path: of the file.
+      within: where the file has an entry of this name, the tensors are what it holds, and what stands beside it is passed over.
+    """
     path = Path(path)
     if not path.is_file():
         raise UserError(f"{path} does not exist")
@@ -66,6 +71,7 @@ def read_file(path: str | Path) -> dict[str, np.ndarray]:
 
             with archive.open(f"{root}data.pkl") as file:
                 loaded = _Unpickler(file, storage).load()
+            loaded = loaded[within] if within in loaded else loaded
         tensors = {key: value for key, value in loaded.items() if isinstance(value, np.ndarray)}
     except DAMAGED as error:
         raise UserError(f"{path} is damaged, or holds more than the tensors of a model: {error!r}") from None
