@@ -94,7 +94,7 @@ def make_options(model: Model, options: dict[str, Any]) -> DecodingOptions:
         raise UserError(f"decoding option {unknown[0]!r} is unknown; there are {', '.join(known)}")
     if model.processor is None:
         raise UserError("the model came without a tokenizer; put tokenizer.json into its directory")
-    end = model.config.get("eos_token_id")
+    end = None if model.processor.end else model.config.get("eos_token_id")
     end = model.processor.end_id if end is None else end
     return DecodingOptions(**{"eos_token_id": () if end is None else end, "pad_token_id": model.processor.pad_id, **options})
 

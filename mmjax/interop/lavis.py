@@ -259,10 +259,9 @@ def from_file(
 
 def ignored(rows: Table) -> tuple[str, ...]:
     """Keys that may stay unread: besides heads of the towers, the block that a tower standing alone loses."""
-    towers = [entry for entry in rows if entry.ours == "encoders.image.layers.mlp.up.kernel"]
-    last = [re.escape(entry.keys()[-1][0]) for entry in towers if not entry.keys()[-1][0].startswith(TOWER)]
-    numbered = [re.sub(r"(\d+)\\\.mlp.*", lambda match: rf"{int(match[1]) + 1}\\..*", key) for key in last]
-    return (*IGNORABLE, *numbered)
+    ups = [entry for entry in rows if entry.ours == "encoders.image.layers.mlp.up.kernel"]
+    lost = [(*entry.keys()[-1][0].partition(".mlp")[0].rpartition("."), len(entry.keys())) for entry in ups]
+    return (*IGNORABLE, *(rf"{re.escape(stem)}\.{layer}\..*" for stem, _, _, layer in lost if not stem.startswith(TOWER)))
 
 
 def open_file(path: str | Path) -> Tensors:

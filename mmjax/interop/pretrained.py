@@ -277,7 +277,7 @@ def _check_inputs(arrays: Mapping[str, np.ndarray], config: Mapping[str, Any], p
     needed = {
         "input_ids": llm or connector or text,
         "pixel_values": parts.get("encoders.image"),
-        "decoder_input_ids": reads_source(parts),
+        "decoder_input_ids": reads_source(parts) and llm and llm["decoder_layers"],
         "qformer_input_ids": llm and connector and connector["vocab"],
     }
     if missing := [name for name, reads in needed.items() if reads and name not in arrays]:

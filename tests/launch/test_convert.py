@@ -20,7 +20,7 @@ import mmjax
 from launch import convert as command
 from mmjax.interop import hf_forward
 from mmjax.types import UserError
-from tests.interop import tiny
+from tests.interop import test_lavis, tiny
 from tests.interop.test_adapters import adapted
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -150,3 +150,23 @@ def test_a_nan_is_told_and_the_rest_is_done(llama, tmp_path, caplog):
     convert(f"--source={llama}", f"--target={tmp_path}/new")
     assert "1 with NaN: model.layers.1.mlp.up_proj.weight" in caplog.text
     assert (tmp_path / "new/model.safetensors").is_file()
+
+
+def test_a_trimmed_file_of_lavis_with_its_parts(tmp_path, capsys):
+    kind, text, prefix, _ = test_lavis.STAGE2["opt"]
+    reference = test_lavis.make(tmp_path / "whole", kind, text)
+    tensors = test_lavis.to_lavis(reference, language_model=f"{prefix}model", language_projection=f"{prefix}proj")
+    reference.language_model.save_pretrained(tmp_path / "llm")
+    trimmed = test_lavis.of(tensors, "query_tokens", "Qformer.", "ln_vision", f"{prefix}proj")
+    torch.save({"model": trimmed}, tmp_path / "trimmed.pth")
+    command_line = (f"--source={tmp_path}/trimmed.pth", f"--target={tmp_path}/new")
+    with pytest.raises(UserError, match="is a pickled file, which is read on request: add --pickle"):
+        convert(*command_line)
+    with pytest.raises(UserError, match="holds no llm; say where it is: --part=llm=PATH"):
+        convert(*command_line, "--pickle", f"--part=encoders.image={tmp_path}/whole")
+    with pytest.raises(UserError, match="--part=llm: expected NAME=PATH"):
+        convert(*command_line, "--pickle", "--part=llm")
+    convert(*command_line, "--pickle", f"--part=encoders.image={tmp_path}/whole", f"--part=llm={tmp_path}/llm")
+    assert capsys.readouterr().out.splitlines()[0] == "Blip2ForConditionalGeneration, the whole model"
+    before, after = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "new"))
+    assert {key: value.tobytes() for key, value in before.items()} == {key: value.tobytes() for key, value in after.items()}
