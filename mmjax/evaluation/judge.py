@@ -11,13 +11,12 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from mmjax.data.templates import Piece
-from mmjax.data.templates import template as find_template
+from mmjax.data.templates import Piece, Rendered
 from mmjax.evaluation.config import EvaluationOptions
 from mmjax.evaluation.metrics import Metric, Scores, find_metric
 from mmjax.evaluation.predict import PREDICTORS, Prediction, decoding_options
 from mmjax.evaluation.questions import Media, control_media, questions, questions_of
-from mmjax.types import Example, Source
+from mmjax.types import Example, Source, UserError
 from mmjax.types.model import Model
 
 Lines = list[dict[str, Any]]
@@ -50,8 +49,11 @@ def judge(task: Task) -> tuple[dict[str, Any], Lines]:
 
     Returns:
       The numbers, and the prediction lines.
+
+    Raises:
+      UserError: a model without a tokenizer or a language model; what questions, templates and metrics refuse.
     """
-    options, metric, render = task.options, find_metric(task.options.metric), find_template(task.template)
+    options, metric, prompt = task.options, find_metric(task.options.metric), _prompt(task)
     asked: list[Example] = []
     said = _said(task, task.name, None, asked)
     references, metas = [question.answers for question in asked], [question.meta for question in asked]
@@ -72,7 +74,7 @@ def judge(task: Task) -> tuple[dict[str, Any], Lines]:
         "standard_error": float(np.std(scores.each) / np.sqrt(len(scores.each))),
         "questions": len(lines),
         "template": task.template,
-        "prompt": "".join(part.text for part in render.prompt(asked[0], 0).parts if isinstance(part, Piece)),
+        "prompt": prompt,
         "decoding": _decoding(task),
     }
     if options.control:
@@ -81,6 +83,16 @@ def judge(task: Task) -> tuple[dict[str, Any], Lines]:
         numbers["control"] = {"name": options.control, **scored(blind_scores, blind)}
         lines = [line | {f"prediction_{options.control}": one.text} for line, one in zip(lines, blind, strict=True)]
     return numbers, lines
+
+
+def _prompt(task: Task) -> str:
+    """What the language model reads first, without its media: shown with the numbers, and a check before anything compiles."""
+    processor = task.model.processor
+    if not hasattr(processor, "question"):
+        what = "came without a tokenizer" if processor is None else "writes no text; encoders are evaluated by task='retrieval'"
+        raise UserError(f"evaluation {task.name!r}, task={task.options.task!r}: the model {what}")
+    segment = processor.question(next(questions(task.source, 1, task.options)), task.template)
+    return "".join(part.text for part in segment.parts if isinstance(part, Piece | Rendered))
 
 
 def _said(task: Task, label: str, media: Media | None, asked: list[Example]) -> list[Prediction]:

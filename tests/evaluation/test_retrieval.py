@@ -9,12 +9,15 @@ import numpy as np
 import pytest
 
 import mmjax
+from mmjax.evaluation import retrieval
 from mmjax.evaluation.evaluate import evaluate_model
 from mmjax.evaluation.retrieval import retrieve
 from mmjax.systems.parts import build_definition
 from mmjax.types import Example, Medium, UserError
 from mmjax.types.model import Model
 from tests.decoding import world
+from tests.decoding.test_embed import pictures, save_tokenizer
+from tests.interop import encoder_models
 
 CAPTIONS = (("a red", "is there a blue"), ("how many ?",), ("0 1 2", "yes", "no a"), ("what colour is there ?",))
 
@@ -87,19 +90,39 @@ def test_without_reranking_contrast_decides(blip2):
     assert "matching" not in numbers["implementation"]
 
 
-def test_a_dual_encoder_needs_no_head(monkeypatch, blip2, tmp_path):
-    from mmjax.evaluation import retrieval
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("clip")
+    encoder_models.make("clip", directory)
+    save_tokenizer(directory)
+    return mmjax.from_pretrained(directory)
 
-    vectors = {"image": np.eye(4, dtype=np.float32), "text": np.eye(4, dtype=np.float32)[OWNER]}
-    monkeypatch.setattr(retrieval, "embed", lambda model, **_: vectors)
-    monkeypatch.setattr(retrieval, "_matches", lambda model: False)
-    results = evaluate_model(blip2, "pairs", EXAMPLES, task="retrieval", workdir=tmp_path, progress=False)
-    assert results["recall_at_1"] == results["text_recall_at_1"] == results["image_recall_at_1"] == 1
-    vectors["text"] = np.ones((7, 4), np.float32)  # all alike: nothing is found by luck
-    numbers, _ = retrieve(blip2, EXAMPLES, 4)
-    assert numbers["ranks"]["image"] == {"mean": 2.5, "median": 2.5} and numbers["also"]["image_recall_at_1"] == 0
-    saved = json.loads((tmp_path / "eval/pairs.json").read_text())
-    assert saved["task"] == "retrieval" and saved["captions"] == 7 and saved["examples"] == 4
+
+def test_a_dual_encoder_searches_by_cosine(clip, tmp_path):
+    captions = [("a red bird", "the tree"), ("blue",), ("a bird on the tree",)]
+    images = pictures(3)
+    examples = [
+        Example(f"birds/{i}", media=(Medium("image", image),), answers=texts)
+        for i, (image, texts) in enumerate(zip(images, captions, strict=True))
+    ]
+    results = evaluate_model(clip, "birds", examples, task="retrieval", workdir=tmp_path, batch_size=2, progress=False)
+    texts, owner = [text for own in captions for text in own], [0, 0, 1, 2]
+    vectors = mmjax.embed(clip, images=images, texts=texts)
+    cosine = vectors["image"] @ vectors["text"].T
+    found = [json.loads(line) for line in (tmp_path / "eval/birds.jsonl").read_text().splitlines()]
+    assert [line["rank"] for line in found[:3]] == [rank(cosine[i], {t for t in range(4) if owner[t] == i}) for i in range(3)]
+    assert [line["rank"] for line in found[3:]] == [rank(cosine[:, t], {owner[t]}) for t in range(4)]
+    assert results["recall_at_1"] == (results["text_recall_at_1"] + results["image_recall_at_1"]) / 2
+    saved = json.loads((tmp_path / "eval/birds.json").read_text())
+    assert saved["task"] == "retrieval" and saved["captions"] == 4 and saved["examples"] == 3
+    assert "matching" not in saved["implementation"]
+
+
+def test_a_model_whose_scores_are_all_equal_finds_nothing(monkeypatch, clip):
+    alike = {"image": np.ones((4, 3), np.float32), "text": np.ones((7, 3), np.float32)}
+    monkeypatch.setattr(retrieval, "embed", lambda model, **_: alike)
+    numbers, _ = retrieve(clip, EXAMPLES, 4)
+    assert numbers["ranks"]["image"] == {"mean": 2.5, "median": 2.5} and numbers["recall_at_1"] == 0
 
 
 def test_what_cannot_be_searched_is_told(blip2):

@@ -8,13 +8,14 @@ import json
 import numpy as np
 import pytest
 
+from mmjax.data.encoder_processor import EncoderProcessor
 from mmjax.decoding import generate, score
 from mmjax.evaluation.config import EvaluationOptions
 from mmjax.evaluation.evaluate import evaluate_model
 from mmjax.evaluation.metrics import METRICS
 from mmjax.evaluation.questions import questions, questions_of
 from mmjax.types import Example, Medium, Part, Turn, UserError
-from tests.decoding.world import make_example, make_model, png
+from tests.decoding.world import make_example, make_model, make_tokenizer, png
 
 CAPTIONS = (("a red", "a blue red"), ("is there a blue",), ("how many is 2 ?", "a 1", "0 1"))
 
@@ -138,6 +139,21 @@ def test_questions_have_answers_and_kinds_of_their_own_and_tables_follow_meta(mo
     assert [line["question_id"] for line in lines] == [7, 8] and lines[1]["answers"] == ["2"] * 9 + ["3"]
     assert set(numbers["by_kind"]) == {"number", "other"}
     assert set(numbers["tables"]["question_type"]) == {"what colour", "how many"} and lines[0]["image_id"] == 3
+
+
+def test_a_chat_template_renders_the_prompt(model, tmp_path):
+    tokenizer = make_tokenizer()
+    tokenizer.chat_template = "{% for message in messages %}{{ 'answer : ' + message['content'] }}{% endfor %}"
+    chatty = dataclasses.replace(model, processor=dataclasses.replace(model.processor, llm=tokenizer))
+    asked = [Example("a", turns=(Turn("user", (Part("how many is 2 ?"),)),), answers=("2",))]
+    _, numbers, lines = evaluated(chatty, tmp_path, asked, template="chat", max_new_tokens=2)
+    assert numbers["prompt"] == "answer : how many is 2 ?" and len(lines) == 1
+
+
+def test_encoders_are_told_what_they_can_do(model):
+    for processor, message in ((None, "came without a tokenizer"), (EncoderProcessor(), "evaluated by task='retrieval'")):
+        with pytest.raises(UserError, match=message):
+            evaluate_model(dataclasses.replace(model, processor=processor), "test", [make_example(0)], progress=False)
 
 
 @pytest.mark.parametrize(
