@@ -93,6 +93,30 @@ def test_a_report_has_the_figures(workdir):
     assert "exact_match/colour" not in html
 
 
+def test_captions_are_no_shares_and_further_tables_are_shown(workdir):
+    numbers = {
+        "metric": "cider", "implementation": "CIDEr-D", "share": False, "cider": 1.175, "also": {"bleu_4": 0.362},
+        "standard_error": 0.02, "questions": 3, "by_kind": {}, "examples": 3, "data": {}, "prompt": "a photo of",
+        "tables": {"domain": {"near": {"mean": 0.9, "questions": 1}}}, "decoding": {"num_beams": 5},
+        "control": {"name": "blank", "cider": 0.125, "by_kind": {}},
+    }  # fmt: skip
+    (workdir / "eval/captions.json").write_text(json.dumps(numbers))
+    picture = {
+        "id": "b", "kind": "", "question": "", "prediction": "a cat", "answers": ["a dog"], "correct": None,
+        "image": shade_uri(np.zeros((2, 2))), "map": None,
+    }  # fmt: skip
+    (workdir / "eval/captions.pictures.json").write_text(json.dumps([picture]))
+    (workdir / "eval/test.pictures.json").unlink()
+    html = write_report(workdir).read_text()
+    Balanced().feed(html)
+    for text in ("117.5", "12.5 with blank pictures", "bleu 4 36.2", "near", "90.0", "a picture of one colour", "truth: a dog"):
+        assert text in html, text
+    assert "117.5 %" not in html and "✓" not in html and "✗" not in html
+    console = Console(file=io.StringIO(), width=160)
+    print_summary(workdir, console)
+    assert re.search(r"all .* 117.5 .* 12.5", console.file.getvalue())
+
+
 def test_an_empty_workdir_gives_an_empty_report(tmp_path):
     assert "<h1>" in write_report(tmp_path).read_text()
 

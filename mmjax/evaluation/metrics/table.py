@@ -18,7 +18,7 @@ class Scores:
 
     Args:
       value: the number that bears the metric's name.
-      each: of every question, where the metric has one; the value need not be their mean.
+      each: of every question; the value need not be their mean.
       also: further numbers by name.
     """
 
