@@ -1,6 +1,6 @@
-"""Answers once: `python -m launch.generate --model=DIR --prompt=TEXT [--image=F]…`; the answer is written to stdout.
+"""Answers once: `python -m launch.generate --model=DIR --prompt=TEXT [--image=F]… [--video=F]…`; the answer goes to stdout.
 
-DIR is a run's workdir or a model in Hugging Face layout. The images come before the text, in the order given.
+DIR is a run's workdir or a model in Hugging Face layout. Images, then videos come before the text, in the order given.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ PROMPT = flags.DEFINE_string(
     "prompt", None, 'the text, for example "Question: How many diamonds are there? Answer:"', required=True
 )
 IMAGE = flags.DEFINE_multi_string("image", [], "picture file; may be repeated")
+VIDEO = flags.DEFINE_multi_string("video", [], "video file, of which four frames are read; may be repeated")
 MAX_NEW_TOKENS = flags.DEFINE_integer("max_new_tokens", 32, "longest answer in tokens", lower_bound=1)
 NUM_BEAMS = flags.DEFINE_integer("num_beams", 1, "beams of the search; 1 = greedy", lower_bound=1)
 
@@ -26,7 +27,8 @@ def main() -> None:
 
     model = mmjax.from_pretrained(MODEL.value)
     options = {"max_new_tokens": MAX_NEW_TOKENS.value, "num_beams": NUM_BEAMS.value}
-    [answer] = mmjax.generate(model, [PROMPT.value], images=[images] if images else None, **options)
+    media = {"images": [images] if images else None, "videos": [VIDEO.value] if VIDEO.value else None}
+    [answer] = mmjax.generate(model, [PROMPT.value], **media, **options)
     print(answer)
 
 

@@ -20,6 +20,7 @@ from mmjax.data.batch import BatchShape, Item, assemble, media_of
 from mmjax.data.chat import conversation
 from mmjax.data.config import TokenizerConfig
 from mmjax.data.media.image import ImageTransform, decode_image, transform_image
+from mmjax.data.media.video import with_frames
 from mmjax.data.templates import MediumSlot, Piece, Rendered, Segment, Special, template, verbatim
 from mmjax.data.tokenizer import load_tokenizer, rendered_encoder, text_encoder
 from mmjax.types import Batch, Example, Medium, UserError, ask
@@ -291,10 +292,10 @@ class Processor:
           the prompts are the source, padded on the right, and the text begins.
 
         Raises:
-          UserError: an unusable image, or a query longer than the connector reads.
+          UserError: an unusable image or video, or a query longer than the connector reads.
         """
         items = []
-        for example in (ask(example) if isinstance(example, str) else example for example in examples):
+        for example in (with_frames(ask(example) if isinstance(example, str) else example) for example in examples):
             segment = self.tokenise(self.question(example, template_name, seed=seed))
             if segment.media and len(segment.query) > self.query_length:
                 raise UserError(

@@ -62,7 +62,7 @@ def generate(
       model: a Model.
       examples: Examples, whose last question is asked, or plain prompts.
       images, audios, videos: for plain prompts, one list per prompt, placed before its text: paths, bytes, uint8 arrays
-        [height, width, 3] or PIL images.
+        [height, width, 3] or PIL images; a video becomes four pictures, its frames (`mmjax.data.media.video`).
       template: "chat" renders the whole conversation by the tokenizer's chat template; an entry of
         `mmjax.data.templates.TEMPLATES` renders the last question; None = its text is the whole prompt.
       batch_size: rows decoded at once.

@@ -13,6 +13,7 @@ from jaxtyping import Array, Float
 from numpy import ndarray
 
 from mmjax.data.batch import Item, assemble, media_of
+from mmjax.data.media.video import with_frames
 from mmjax.data.templates import Piece, Segment, Special
 from mmjax.decoding.inputs import as_examples, batched, bucket, check_positions
 from mmjax.decoding.placement import fetch, place
@@ -78,7 +79,7 @@ def teacher_batch(
 ) -> Batch:
     """One row per pair: the prompt with weight 0, then the continuation with weight 1."""
     items = []
-    for example, text in pairs:
+    for example, text in ((with_frames(example), text) for example, text in pairs):
         prompt = processor.question(example, template)
         last = prompt.parts[-1] if prompt.parts else None
         joined = isinstance(last, Piece) and not last.text[-1:].isspace() and not text[:1].isspace()

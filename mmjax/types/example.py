@@ -23,7 +23,7 @@ class Medium:
     Args:
       kind: what it is.
       data: the encoded file as bytes (decoded within limits by `mmjax.data.media`), or decoded values: an image as
-        uint8 [height, width, 3].
+        uint8 [height, width, 3], a video as uint8 [frames, height, width, 3].
       mime: media type of encoded data, for example "image/png".
       sha256: hex digest of encoded data, "" if not known.
     """

@@ -96,3 +96,24 @@ def test_tokens_are_those_of_transformers(tmp_path, name):
     media = {"images": [[image] for image in images]}
     found = set.union(*(check_answers(model, reference, inputs, media, beams) for beams in (1, 3, 5)))
     assert len(found) > 3 and len(set(map(len, found))) > 1, found
+
+
+def test_videos_are_answered_as_by_transformers(tmp_path):
+    """Its own processor of videos needs torchvision; theirs for pictures gives the same pixels frame by frame."""
+    reference = make(tmp_path, "video_llama")
+    generator = np.random.default_rng(3)
+    clips = [generator.integers(0, 256, (4, 30 + 3 * i, 44, 3), dtype=np.uint8) for i in range(len(PROMPTS))]
+    by_frame = [inputs_of(tmp_path, "instructblip", [clip[frame] for clip in clips], PROMPTS) for frame in range(4)]
+    inputs = {**by_frame[0], "pixel_values": torch.stack([each["pixel_values"] for each in by_frame], 1)}
+    slots = inputs["input_ids"][:, : tiny.QUERIES]
+    inputs["input_ids"] = torch.cat([*[slots] * 3, inputs["input_ids"]], 1)
+    inputs["attention_mask"] = torch.cat([*[torch.ones_like(slots)] * 3, inputs["attention_mask"]], 1)
+    model = mmjax.from_pretrained(tmp_path)
+    for beams in (1, 3):
+        found = check_answers(model, reference, inputs, {"videos": [[clip] for clip in clips]}, beams)
+        assert len(found) > 2, found
+    whole = mmjax.generate(model, PROMPTS[:2], images=[list(clip) for clip in clips[:2]], max_new_tokens=NEW)
+    assert whole == mmjax.generate(model, PROMPTS[:2], videos=[[clip] for clip in clips[:2]], max_new_tokens=NEW)
+    mmjax.save_pretrained(model, tmp_path / "again")
+    again = json.loads((tmp_path / "again/config.json").read_text())
+    assert again["video_token_index"] == PLACEHOLDER and again["text_config"]["eos_token_id"] == ENDS
