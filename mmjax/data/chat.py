@@ -38,13 +38,26 @@ def conversation(tokenizer: PreTrainedTokenizerFast, example: Example) -> Segmen
     return Segment(tuple(_joined(_contents(_render(tokenizer, turns), turns))), query=turns[-1].text)
 
 
-def _render(tokenizer: PreTrainedTokenizerFast, turns: Sequence[Turn]) -> str:
-    """The template's text, with stand-ins for what was said."""
+def end_of_turn(tokenizer: PreTrainedTokenizerFast) -> int | None:
+    """The special token that the chat template puts behind what the assistant says; None = it puts none, or there is none."""
+    turns = (Turn("user", (Part("?"),)), Turn("assistant", (Part("."),)))
+    try:
+        text = _render(tokenizer, turns, ask=False)
+    except UserError:  # no template, or one for single questions: its conversations end as the tokenizer says
+        return None
+    *_, answer = STAND_IN.finditer(text)
+    behind = text[answer.end() :].lstrip()
+    names = {entry.content: token for token, entry in tokenizer.added_tokens_decoder.items() if entry.special}
+    return names[max(found, key=len)] if (found := [name for name in names if behind.startswith(name)]) else None
+
+
+def _render(tokenizer: PreTrainedTokenizerFast, turns: Sequence[Turn], *, ask: bool = True) -> str:
+    """The template's text, with stand-ins for what was said; with `ask` it is the assistant's turn to speak."""
     if not tokenizer.chat_template:
         raise UserError("the tokenizer has no chat template; name another template, for example question_answer")
     messages = [{"role": turn.role, "content": f"{PAD}\ue000{n}\ue001{PAD}"} for n, turn in enumerate(turns)]
     try:
-        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=ask)
     except (TemplateError, TypeError, ValueError) as error:
         raise UserError(f"the tokenizer's chat template refuses this conversation: {error}") from None
     found = [int(match[2]) for match in STAND_IN.finditer(str(text))]

@@ -17,11 +17,11 @@ from jaxtyping import Bool, Float, Int, UInt8
 from transformers import PreTrainedTokenizerFast
 
 from mmjax.data.batch import BatchShape, Item, assemble, media_of
-from mmjax.data.chat import conversation
+from mmjax.data.chat import conversation, end_of_turn
 from mmjax.data.config import TokenizerConfig
 from mmjax.data.media.image import ImageTransform, decode_image, transform_image
 from mmjax.data.media.video import with_frames
-from mmjax.data.templates import MediumSlot, Piece, Rendered, Segment, Special, template, verbatim
+from mmjax.data.templates import Ids, MediumSlot, Piece, Rendered, Segment, Special, template, verbatim
 from mmjax.data.tokenizer import load_tokenizer, rendered_encoder, text_encoder
 from mmjax.types import Batch, Example, Medium, UserError, ask
 
@@ -71,6 +71,7 @@ class Processor:
       transform: how pictures get that size; None = bicubic resize whatever the aspect ratio, as in BLIP-2.
       end: text of the one token that ends an answer; "" = EOS.
       truncate_query, prompt_length, answer_length: what is cut where it is too long, as in DataConfig.
+      other_ends: ids that end an answer too.
     """
 
     llm: PreTrainedTokenizerFast
@@ -85,6 +86,7 @@ class Processor:
     truncate_query: str = ""
     prompt_length: int = 0
     answer_length: int = 0
+    other_ends: tuple[int, ...] = ()
 
     def __post_init__(self):
         if self.end and len(self.encode(self.end)) != 1:
@@ -117,6 +119,15 @@ class Processor:
     def limit(self) -> int:
         """Ids from here on are refused."""
         return self.vocabulary or len(self.llm)
+
+    def end_ids(self, template_name: str | None = None) -> tuple[int, ...]:
+        """Tokens that end an answer: `end` or EOS, `other_ends`, and in a "chat" what its template ends a turn with."""
+        turn = self._end_of_turn if template_name == "chat" else None
+        return tuple(sorted({token for token in (self.end_id, *self.other_ends, turn) if token is not None}))
+
+    @functools.cached_property
+    def _end_of_turn(self) -> int | None:
+        return end_of_turn(self.llm)
 
     @functools.cached_property
     def encode(self) -> Callable[[str], tuple[int, ...]]:
@@ -196,6 +207,8 @@ class Processor:
                     parts.append(self.encode_rendered(text, quotes))
                 case Special(name):
                     parts.append(() if special[name] is None else (special[name],))
+                case Ids(ids):
+                    parts.append(ids)
         if self.prompt_length:
             read = [isinstance(part, Piece) and part.weight == 0 for part in segment.parts]
             marks = sum(isinstance(part, Special) and part.weight == 0 for part in segment.parts)  # these stay
@@ -294,16 +307,25 @@ class Processor:
         Raises:
           UserError: an unusable image or video, or a query longer than the connector reads.
         """
-        items = []
-        for example in (with_frames(ask(example) if isinstance(example, str) else example) for example in examples):
-            segment = self.tokenise(self.question(example, template_name, seed=seed))
-            if segment.media and len(segment.query) > self.query_length:
-                raise UserError(
-                    f"example {example.id!r}: the connector reads at most {self.query_length} tokens (query_length), "
-                    f"the prompt has {len(segment.query)}"
-                )
-            images = {i: self.image(example.media[i], f"example {example.id!r}, medium {i}") for i in media_of([segment])}
-            items.append(Item(example.id, (segment,), images))
+        asked = [ask(example) if isinstance(example, str) else example for example in examples]
+        return self.prompt_batch(
+            [self.prompt(example, template_name, seed=seed) for example in asked], rows=rows, length=length
+        )
+
+    def prompt(self, example: Example, template_name: str | None = None, *, seed: int = 0) -> Item:
+        """One prompt, tokenised, with its images; arguments and errors as of `prompts`."""
+        example = with_frames(example)
+        segment = self.tokenise(self.question(example, template_name, seed=seed))
+        if segment.media and len(segment.query) > self.query_length:
+            raise UserError(
+                f"example {example.id!r}: the connector reads at most {self.query_length} tokens (query_length), "
+                f"the prompt has {len(segment.query)}"
+            )
+        images = {i: self.image(example.media[i], f"example {example.id!r}, medium {i}") for i in media_of([segment])}
+        return Item(example.id, (segment,), images)
+
+    def prompt_batch(self, items: Sequence[Item], *, rows: int = 0, length: int = 0) -> Batch:
+        """The batch of prompts that `prompt` made; arguments and result as of `prompts`."""
         return assemble([[item] for item in items], self.shape_of(items, rows, length), left=True)
 
     def shape_of(self, items: Sequence[Item], rows: int = 0, length: int = 0) -> BatchShape:
@@ -338,7 +360,7 @@ class Processor:
         self.llm.save_pretrained(str(directory / "llm"))
         if self.connector is not None:
             self.connector.save_pretrained(str(directory / "connector"))
-        sizes = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)[2:]}
+        sizes: dict[str, Any] = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)[2:]}
         sizes["transform"] = None if self.transform is None else dataclasses.asdict(self.transform)
         (directory / "processor.json").write_text(json.dumps(sizes | {"connector": self.connector is not None}, indent=2))
 
@@ -376,6 +398,7 @@ def load_processor(directory: str | Path) -> Processor:
     try:
         sizes = json.loads(file.read_text())
         connector, transform = sizes.pop("connector"), sizes.pop("transform", None)
+        sizes["other_ends"] = tuple(sizes.get("other_ends", ()))
         if transform is not None:
             fields = {name: tuple(value) if isinstance(value, list) else value for name, value in transform.items()}
             sizes["transform"] = ImageTransform(**fields)

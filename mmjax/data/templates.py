@@ -47,6 +47,13 @@ class Rendered:
 
 
 @dataclasses.dataclass(frozen=True)
+class Ids:
+    """Tokens that have their ids already."""
+
+    tokens: tuple[int, ...]
+
+
+@dataclasses.dataclass(frozen=True)
 class MediumSlot:
     """Where the soft tokens of a medium of the example stand."""
 
@@ -63,7 +70,7 @@ class Segment:
       answer: index in `parts` of the piece that answers, −1 = none.
     """
 
-    parts: tuple[Piece | Rendered | Special | MediumSlot, ...]
+    parts: tuple[Piece | Rendered | Special | Ids | MediumSlot, ...]
     query: str | None = None
     answer: int = -1
 

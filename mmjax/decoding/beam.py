@@ -68,6 +68,14 @@ class State(NamedTuple):
         return self.finished.logprobs[:, 0]
 
     @property
+    def top_tokens(self) -> Int[Array, "b n 0"]:
+        return jnp.zeros((*self.tokens.shape, 0), jnp.int32)
+
+    @property
+    def top_logprobs(self) -> Float[Array, "b n 0"]:
+        return jnp.zeros((*self.tokens.shape, 0), jnp.float32)
+
+    @property
     def lengths(self) -> Int[Array, "b"]:
         return self.finished.lengths[:, 0]
 

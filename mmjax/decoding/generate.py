@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import dataclasses
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -25,22 +26,27 @@ class Answer(str):
       text: without special tokens and outer white space.
       tokens: ids, the end token included.
       logprobs: log-probability of each token (see `mmjax.decoding.search.Answers`).
+      top_logprobs: for each token the likeliest ones there, id -> log-probability, with the option top_logprobs.
       media: generated media.
     """
 
     tokens: tuple[int, ...]
     logprobs: np.ndarray
+    top_logprobs: tuple[dict[int, float], ...]
     media: tuple[Any, ...]
 
-    def __new__(cls, text: str, tokens: Sequence[int] = (), logprobs: Any = (), media: Sequence[Any] = ()):
+    def __new__(
+        cls, text: str, tokens: Sequence[int] = (), logprobs: Any = (), top_logprobs: Any = (), media: Sequence[Any] = ()
+    ):
         answer = super().__new__(cls, text)
         answer.tokens = tuple(tokens)
         answer.logprobs = np.asarray(logprobs, np.float32)
+        answer.top_logprobs = tuple(top_logprobs)
         answer.media = tuple(media)
         return answer
 
     def __getnewargs__(self):
-        return str(self), self.tokens, self.logprobs, self.media
+        return str(self), self.tokens, self.logprobs, self.top_logprobs, self.media
 
 
 def generate(
@@ -77,7 +83,7 @@ def generate(
       UserError: unknown or impossible options, unusable media.
     """
     asked = as_examples(examples, images=images, audios=audios, videos=videos)
-    chosen = make_options(model, options)
+    chosen = make_options(model, options, template)
     stops = (stop_strings,) if isinstance(stop_strings, str) else tuple(stop_strings)
     if stream:
         return _stream(model, asked, chosen, template, stops)
@@ -86,17 +92,17 @@ def generate(
     return [answer for batch in batches for answer in batch]
 
 
-def make_options(model: Model, options: dict[str, Any]) -> DecodingOptions:
-    """Checked options; where none are given, with the end tokens that the model's config names, else the tokenizer's."""
+def make_options(model: Model, options: dict[str, Any], template: str | None = None) -> DecodingOptions:
+    """Checked options, with the end tokens of the model and of the template, and the tokenizer's padding token, where none are
+    given."""
     known = [field.name for field in dataclasses.fields(DecodingOptions)]
     unknown = sorted(set(options) - set(known))
     if unknown:
         raise UserError(f"decoding option {unknown[0]!r} is unknown; there are {', '.join(known)}")
     if model.processor is None:
         raise UserError("the model came without a tokenizer; put tokenizer.json into its directory")
-    end = None if model.processor.end else model.config.get("eos_token_id")
-    end = model.processor.end_id if end is None else end
-    return DecodingOptions(**{"eos_token_id": () if end is None else end, "pad_token_id": model.processor.pad_id, **options})
+    ends = model.processor.end_ids(template)
+    return DecodingOptions(**{"eos_token_id": ends, "pad_token_id": model.processor.pad_id, **options})
 
 
 def answer_batches(
@@ -145,7 +151,10 @@ def answer_batches(
             texts = _texts(model, answers)
             yield [
                 Answer(
-                    cut(texts[row], stop_strings).strip(), answers.tokens[row, :length].tolist(), answers.logprobs[row, :length]
+                    cut(texts[row], stop_strings).strip(),
+                    answers.tokens[row, :length].tolist(),
+                    answers.logprobs[row, :length],
+                    likeliest(answers, row) if options.top_logprobs else (),
                 )
                 for row, length in enumerate(answers.lengths[:count])
             ]
@@ -157,16 +166,30 @@ def searcher_of(model: Model) -> Searcher:
     return model.cache.setdefault("decoding.search", Searcher(model.definition.bind))
 
 
+def likeliest(answers: Answers, row: int) -> list[dict[int, float]]:
+    """For each token of a row the likeliest ones there, id -> log-probability, likeliest first."""
+    length = answers.lengths[row]
+    pairs = zip(answers.top_tokens[row, :length].tolist(), answers.top_logprobs[row, :length].tolist(), strict=True)
+    return [ranked(tokens, logprobs) for tokens, logprobs in pairs]
+
+
+def ranked(tokens: Sequence[int], logprobs: Sequence[float]) -> dict[int, float]:
+    """id -> log-probability of tokens that can be chosen at all."""
+    return {token: logprob for token, logprob in zip(tokens, logprobs, strict=True) if logprob > -math.inf}
+
+
 def cut(text: str, stop_strings: Sequence[str]) -> str:
     """The text before the first stop string."""
     return text[: min((text.find(stop) for stop in stop_strings if stop in text), default=len(text))]
 
 
-def settled(text: str, stop_strings: Sequence[str]) -> str:
-    """What of an unfinished text no later token can change: its end may still belong to a character or to a stop string."""
+def settled(text: str, stop_strings: Sequence[str], *, trim: bool = True) -> str:
+    """What of an unfinished text no later token can change: its end may still belong to a character or to a stop string, and
+    with `trim` be white space that is left out at the end of an answer."""
     held = max((len(stop) - 1 for stop in stop_strings), default=0)
-    sure = text.lstrip().rstrip("\ufffd")
-    return sure[: max(len(sure) - held, 0)].rstrip()
+    sure = (text.lstrip() if trim else text).rstrip("\ufffd")
+    sure = sure[: max(len(sure) - held, 0)]
+    return sure.rstrip() if trim else sure
 
 
 def _texts(model: Model, answers: Answers) -> list[str]:

@@ -38,8 +38,9 @@ class DecodingOptions:
         when negative (arXiv 1909.05858); 1 = off.
       early_stopping: of beams: True stops at num_beams finished ones, False when no running beam looks better at its present
         length, "never" when none can become better at any length.
-      eos_token_id: the end token, or several; empty = the tokenizer's.
+      eos_token_id: the end token, or several; not given = the model's, see `Processor.end_ids`.
       pad_token_id: fills rows after their end.
+      top_logprobs: so many likeliest tokens are told with the log-probability of each chosen one; without beams.
       seed: row i of a call draws from seed + i, so that its neighbours never matter.
     """
 
@@ -55,10 +56,11 @@ class DecodingOptions:
     early_stopping: bool | str = False
     eos_token_id: int | tuple[int, ...] = ()
     pad_token_id: int = 0
+    top_logprobs: int = 0
     seed: int = 0
 
     def __post_init__(self):
-        for name, low in (("max_new_tokens", 1), ("min_new_tokens", 0), ("num_beams", 1), ("top_k", 0)):
+        for name, low in (("max_new_tokens", 1), ("min_new_tokens", 0), ("num_beams", 1), ("top_k", 0), ("top_logprobs", 0)):
             if getattr(self, name) < low:
                 raise UserError(f"{name} must be {low} or more, got {getattr(self, name)}")
         for name in ("temperature", "repetition_penalty"):
@@ -68,6 +70,8 @@ class DecodingOptions:
             raise UserError(f"top_p must lie in (0, 1], got {self.top_p}")
         if self.early_stopping not in (True, False, "never"):
             raise UserError(f"early_stopping must be True, False or 'never', got {self.early_stopping!r}")
+        if self.top_logprobs and self.num_beams > 1:
+            raise UserError(f"top_logprobs={self.top_logprobs} goes with num_beams=1, got num_beams={self.num_beams}")
         ends = (self.eos_token_id,) if isinstance(self.eos_token_id, int) else tuple(self.eos_token_id)
         object.__setattr__(self, "eos_token_id", tuple(sorted({int(token) for token in ends})))
 

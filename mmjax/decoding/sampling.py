@@ -25,6 +25,7 @@ class State(NamedTuple):
       reader: where the language model stands.
       tokens: chosen so far, then pads.
       logprobs: log-probability of each chosen token, 0 after the end.
+      top_tokens, top_logprobs: the likeliest tokens where each was chosen (k = options.top_logprobs), likeliest first.
       lengths: tokens of each answer, its end token included.
       done: rows that have ended.
       step: tokens chosen.
@@ -34,6 +35,8 @@ class State(NamedTuple):
     reader: steps.Reader
     tokens: Int[Array, "b n"]
     logprobs: Float[Array, "b n"]
+    top_tokens: Int[Array, "b n k"]
+    top_logprobs: Float[Array, "b n k"]
     lengths: Int[Array, "b"]
     done: Bool[Array, "b"]
     step: Int[Array, ""]
@@ -44,10 +47,13 @@ def start(module: Any, batch: Batch, seeds: Int[Array, "b"], options: DecodingOp
     """Reads the prompts and chooses each row's first token."""
     reader, logits = steps.prefill(module, batch, options)
     shape = (logits.shape[0], options.max_new_tokens)
+    top = (*shape, min(options.top_logprobs, logits.shape[1]))
     empty = State(
         reader,
         jnp.full(shape, options.pad_token_id, jnp.int32),
         jnp.zeros(shape, jnp.float32),
+        jnp.zeros(top, jnp.int32),
+        jnp.zeros(top, jnp.float32),
         jnp.zeros(shape[0], jnp.int32),
         steps.is_empty(batch),
         jnp.zeros((), jnp.int32),
@@ -65,11 +71,15 @@ def choose(state: State, logits: Float[Array, "b vocab"], options: DecodingOptio
     else:
         tokens = jnp.argmax(scores, axis=-1)
     tokens = jnp.where(state.done, options.pad_token_id, tokens).astype(jnp.int32)
-    logprobs = jnp.take_along_axis(jax.nn.log_softmax(logits), tokens[:, None], axis=-1)[:, 0]
+    distribution = jax.nn.log_softmax(logits)
+    logprobs = jnp.take_along_axis(distribution, tokens[:, None], axis=-1)[:, 0]
+    top_logprobs, top_tokens = jax.lax.top_k(distribution, state.top_tokens.shape[-1])
     return state._replace(
         reader=steps.see(state.reader, tokens),
         tokens=state.tokens.at[:, state.step].set(tokens),
         logprobs=state.logprobs.at[:, state.step].set(jnp.where(state.done, 0.0, logprobs)),
+        top_tokens=state.top_tokens.at[:, state.step].set(top_tokens),
+        top_logprobs=state.top_logprobs.at[:, state.step].set(top_logprobs),
         lengths=state.lengths + ~state.done,
         done=state.done | steps.is_end(tokens, options),
         step=state.step + 1,

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 from numpy import ndarray
 
 from mmjax.data.batch import Item, assemble, media_of
@@ -17,11 +17,23 @@ from mmjax.data.media.video import with_frames
 from mmjax.data.templates import Piece, Segment, Special
 from mmjax.decoding.inputs import as_examples, batched, bucket, check_positions
 from mmjax.decoding.placement import fetch, place
-from mmjax.objectives.language_modelling import cross_entropy
 from mmjax.types import Batch, Example, UserError
 from mmjax.types.model import Model
 
 CHUNK = 128  # positions whose logits exist at once
+
+
+class TokenScores(NamedTuple):
+    """What the model thinks of each position's next token.
+
+    Args:
+      logprobs: log-probability of the batch's target.
+      top_tokens, top_logprobs: the k likeliest tokens, likeliest first.
+    """
+
+    logprobs: Float[Array | ndarray, "b t"]
+    top_tokens: Int[Array | ndarray, "b t k"]
+    top_logprobs: Float[Array | ndarray, "b t k"]
 
 
 def score(
@@ -60,14 +72,13 @@ def score(
     lists = [[given] if isinstance(given, str) else list(given) for given in continuations]
     pairs = [(example, text) for example, texts in zip(asked, lists, strict=True) for text in texts]
     rows = bucket(max(len(pairs), 1), batch_size)
-    forward = model.cache.setdefault("decoding.score", jax.jit(functools.partial(_row_scores, model.definition.bind)))
 
     values: list[float] = []
     for part in batched(pairs, batch_size):
         batch = teacher_batch(model.processor, part, template, rows=rows, end=end)
-        check_positions(model.definition.bind(model.parameters).llm, batch)
-        totals, counts = fetch(forward(model.parameters, place(batch, model.parameters)))
-        values += list((totals / np.maximum(counts, 1) if mean else totals)[: len(part)])
+        counted = batch.text.loss_weights > 0
+        totals = np.where(counted, token_scores(model, batch).logprobs, 0).sum(1)
+        values += list((totals / np.maximum(counted.sum(1), 1) if mean else totals)[: len(part)])
 
     table = np.full((len(asked), max(map(len, lists), default=1)), -np.inf, np.float32)
     table[[i for i, texts in enumerate(lists) for _ in texts], [j for texts in lists for j in range(len(texts))]] = values
@@ -90,18 +101,38 @@ def teacher_batch(
     return assemble([[item] for item in items], processor.shape_of(items, rows))
 
 
-def _row_scores(bind: Any, parameters: Any, batch: Batch) -> tuple[Float[Array, "b"], Float[Array, "b"]]:
-    """Summed log-probability of the weighted targets of each row, and their number."""
+def token_scores(model: Model, batch: Batch, top: int = 0) -> TokenScores:
+    """Log-probabilities of every position's target by one forward pass.
+
+    Args:
+      batch: of NumPy arrays.
+      top: how many of the likeliest tokens to tell besides, k; a vocabulary that is smaller tells all.
+
+    Returns:
+      NumPy arrays.
+    """
+    check_positions(model.definition.bind(model.parameters).llm, batch)
+    forward = model.cache.setdefault(
+        "decoding.token_scores", jax.jit(functools.partial(_token_scores, model.definition.bind), static_argnames="top")
+    )
+    return fetch(forward(model.parameters, place(batch, model.parameters), top=top))
+
+
+def _token_scores(bind: Any, parameters: Any, batch: Batch, *, top: int) -> TokenScores:
     module, text = bind(parameters), batch.text
     hidden = module.hidden(batch)
 
-    def chunks(x: Array) -> Array:
+    def split(x: Array) -> Array:
         x = jnp.pad(x, ((0, 0), (0, -x.shape[1] % CHUNK), *((0, 0),) * (x.ndim - 2)))
         return jnp.moveaxis(x.reshape(x.shape[0], -1, CHUNK, *x.shape[2:]), 1, 0)
 
-    def total(chunk: tuple[Array, Array, Array]) -> Array:
-        hidden, targets, weights = chunk
-        return -jnp.where(weights > 0, cross_entropy(module.llm.logits(hidden), targets), 0).sum(1)
+    def join(x: Array) -> Array:
+        return jnp.moveaxis(x, 0, 1).reshape(x.shape[1], x.shape[0] * CHUNK, *x.shape[3:])[:, : hidden.shape[1]]
 
-    totals = jax.lax.map(total, tuple(map(chunks, (hidden, text.targets, text.loss_weights))))
-    return totals.sum(0), (text.loss_weights > 0).sum(1).astype(jnp.float32)
+    def weigh(chunk: tuple[Array, Array]) -> tuple[Array, Array, Array]:
+        hidden, targets = chunk
+        logprobs = jax.nn.log_softmax(module.llm.logits(hidden))
+        top_logprobs, top_tokens = jax.lax.top_k(logprobs, min(top, logprobs.shape[-1]))
+        return jnp.take_along_axis(logprobs, targets[..., None], axis=-1)[..., 0], top_tokens, top_logprobs
+
+    return TokenScores(*map(join, jax.lax.map(weigh, (split(hidden), split(text.targets)))))

@@ -27,11 +27,14 @@ class Answers(NamedTuple):
       logprobs: log-probability of each token under the distribution that it was chosen from, before top-k, top-p and
         penalties; logits are divided by the temperature when drawing.
       lengths: tokens of each row, its end token included.
+      top_tokens, top_logprobs: the options.top_logprobs likeliest tokens of that distribution, likeliest first.
     """
 
     tokens: Int[ndarray, "b n"]
     logprobs: Float[ndarray, "b n"]
     lengths: Int[ndarray, "b"]
+    top_tokens: Int[ndarray, "b n k"]
+    top_logprobs: Float[ndarray, "b n k"]
 
 
 class Searcher:
@@ -66,7 +69,7 @@ class Searcher:
         piece: int = 0,
         stop: Callable[[Answers], ndarray] | None = None,
     ) -> Iterator[Answers]:
-        """Decodes a batch, yielding all that has been decoded after every piece.
+        """Decodes a batch, yielding all that has been decoded after the first token and after every piece.
 
         Args:
           parameters: of the model.
@@ -81,23 +84,33 @@ class Searcher:
         """
         check_positions(self._bind(parameters).llm, batch, options.max_new_tokens)
         rows = batch.text.tokens.shape[0]
-        if seeds is None:
-            seeds = options.seed + np.arange(rows)
         static, knobs = options.split()
-        batch = place(batch, parameters)
-        state = self._start(parameters, batch, (np.asarray(seeds) & 0x7FFFFFFF).astype(np.int32), knobs, options=static)
-        step, stopped = 1, np.zeros(rows, bool)
-        while step < options.max_new_tokens:
-            step = min(step + (piece or options.max_new_tokens), options.max_new_tokens)
+        state = self._begin(parameters, batch, options, seeds)
+        step, longest, stopped = 1, options.max_new_tokens, np.zeros(rows, bool)
+        while True:
+            if piece or step == longest:
+                answers = _fetch(state)
+                yield answers
+                if stop is not None:
+                    stopped = stopped | stop(answers)
+                if step == longest or (fetch(state.done) | stopped).all():
+                    return
+            step = min(step + (piece or longest), longest)
             state = self._advance(parameters, state, stopped, np.int32(step), knobs, options=static)
-            answers = _fetch(state)
-            yield answers
-            if stop is not None:
-                stopped = stopped | stop(answers)
-            if (fetch(state.done) | stopped).all():
-                return
-        if options.max_new_tokens == 1:
-            yield _fetch(state)
+
+    def compile(self, parameters: Parameters, batch: Batch, options: DecodingOptions) -> None:
+        """Compiles all that a batch of this shape needs; arguments as of `pieces`."""
+        static, knobs = options.split()
+        state = self._begin(parameters, batch, options, None)
+        nothing = np.zeros(batch.text.tokens.shape[0], bool)
+        jax.block_until_ready(self._advance(parameters, state, nothing, np.int32(2), knobs, options=static))
+
+    def _begin(self, parameters: Parameters, batch: Batch, options: DecodingOptions, seeds: ndarray | None) -> Any:
+        static, knobs = options.split()
+        if seeds is None:
+            seeds = options.seed + np.arange(batch.text.tokens.shape[0])
+        seeds = (np.asarray(seeds) & 0x7FFFFFFF).astype(np.int32)
+        return self._start(parameters, place(batch, parameters), seeds, knobs, options=static)
 
     def run(self, parameters: Parameters, batch: Batch, options: DecodingOptions, **how: Any) -> Answers:
         """Decodes a batch to the end; see `pieces`."""
@@ -110,4 +123,4 @@ def _kind(options: DecodingOptions) -> Any:
 
 
 def _fetch(state: Any) -> Answers:
-    return Answers(*fetch((state.tokens, state.logprobs, state.lengths)))
+    return Answers(*fetch(tuple(getattr(state, name) for name in Answers._fields)))

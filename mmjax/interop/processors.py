@@ -116,7 +116,20 @@ def load(
         vocabulary=parts["llm"]["vocab"] if "llm" in parts else 0,
         encoder_decoder=reads_source(parts),
         transform=transform,
+        other_ends=_end_tokens(directory, config),
     )
+
+
+def _end_tokens(directory: Path, config: Mapping[str, Any]) -> tuple[int, ...]:
+    """The tokens that end an answer by generation_config.json, which may list several, or else by config.json."""
+    file = directory / "generation_config.json"
+    ends = (read_json(file) if file.is_file() else {}).get(
+        "eos_token_id", config.get("text_config", config).get("eos_token_id")
+    )
+    ends = ends if isinstance(ends, list) else [] if ends is None else [ends]
+    if not all(isinstance(token, int) for token in ends):
+        raise UserError(f"{directory}: eos_token_id={ends!r}; a token id is expected, or a list of them")
+    return tuple(sorted(set(ends)))
 
 
 def _encoder_processor(
@@ -229,6 +242,9 @@ def save(
     text = config.get("text_config", config)
     names = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
     ids = {name: text[name] for name in names if text.get(name) is not None}
+    ends = processor.end_ids()
+    if len(ends) > 1:
+        ids["eos_token_id"] = list(ends)
     files.append(write_json(directory / "generation_config.json", ids))
     llm = processor.llm
     if "connectors.image" in parts:
