@@ -21,7 +21,9 @@ TEMPLATE = flags.DEFINE_string(
 )
 MAX_TOKENS = flags.DEFINE_integer("max_tokens", 1024, "longest answer in tokens, and the default of requests", lower_bound=1)
 BATCH_SIZE = flags.DEFINE_integer("batch_size", 16, "answers decoded at once", lower_bound=1)
-FETCH_IMAGES = flags.DEFINE_bool("fetch_images", False, "download http(s) pictures for clients: only for trusted ones")
+WARM_UP = flags.DEFINE_integer("warm_up", 512, "compile first for prompts of so many tokens; 0 = at first use", lower_bound=0)
+FETCH_IMAGES = flags.DEFINE_bool("fetch_images", False, "download http(s) pictures for clients, from public addresses")
+FETCH_HOSTS = flags.DEFINE_list("fetch_hosts", [], "hosts of a private network that --fetch_images may ask too")
 
 
 def main() -> None:
@@ -31,16 +33,22 @@ def main() -> None:
         raise UserError(f"serving needs {' and '.join(missing)}; install them: {sys.executable} -m pip install fastapi uvicorn")
     with listen(HOST.value, PORT.value) as listener:
         import mmjax
-        from mmjax.serving import app
+        from mmjax.serving.app import make_app
+        from mmjax.serving.settings import Settings
+        from mmjax.serving.warmup import warm_up
 
-        settings = app.Settings(
+        settings = Settings(
             name=NAME.value or Path(MODEL.value).resolve().name,
             template=TEMPLATE.value,
             max_tokens=MAX_TOKENS.value,
             batch_size=BATCH_SIZE.value,
             fetch_images=FETCH_IMAGES.value,
+            fetch_hosts=tuple(FETCH_HOSTS.value),
         )
-        application = app.make_app(mmjax.from_pretrained(MODEL.value), settings)
+        model = mmjax.from_pretrained(MODEL.value)
+        application = make_app(model, settings)
+        for done, count in warm_up(model, settings, WARM_UP.value):
+            print(f"\rcompiling: {done} of {count} shapes", end="" if done < count else "\n", file=sys.stderr, flush=True)
         print(f"http://{HOST.value}:{listener.getsockname()[1]}/v1 serves {settings.name!r} (Ctrl-C ends it)", flush=True)
         make_server(application, listener).run(sockets=[listener])
 

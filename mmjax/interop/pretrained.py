@@ -101,8 +101,6 @@ def from_pretrained(
     parameters |= _placed(Definition(definition.graphdef, absent).initialise(jax.random.key(0)), dtype, placement)
     details = {"parts": parts, "architecture": name, "hf_config": config, "source": str(source), "absent": tuple(absent)}
     details["unread"] = table.unread(rows, tensors)
-    ends = config.get("text_config", config).get("eos_token_id")
-    details["eos_token_id"] = tuple(ends) if isinstance(ends, list) else ends
     if adapter is not None:
         details["base"] = str(directory)
     tokenizers = given if (given / "tokenizer.json").is_file() else directory

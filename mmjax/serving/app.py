@@ -1,12 +1,13 @@
-"""The HTTP application: POST /v1/chat/completions, GET /v1/models, GET /health."""
+"""The HTTP application: POST /v1/chat/completions and /v1/completions, GET /v1/models and /health."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import dataclasses
+import functools
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -14,32 +15,19 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 from starlette.exceptions import HTTPException
 
 from mmjax.data.templates import template
-from mmjax.serving import replies
-from mmjax.serving.dispatcher import Busy, Dispatcher, Progress, Row
-from mmjax.serving.requests import MAX_BODY, ChatRequest, RequestError, read_chat, read_json
+from mmjax.serving import replies, requests
+from mmjax.serving.dispatcher import Busy, Dispatcher, Progress, Reading, Row
+from mmjax.serving.replies import Said
+from mmjax.serving.settings import RequestError, Settings
 from mmjax.types import UserError
 from mmjax.types.model import Model
 
 GONE = 499  # the client has left: nobody reads this status
+FAILED = "the model failed; the server's log says why"
+NOTHING = Progress("")
+AFTER = 8  # tokens of a prompt that tell how its continuation is spelled
 
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Settings:
-    """What the operator chooses.
-
-    Args:
-      name: of the model, as requests call it.
-      template: how messages become prompts: "chat", or an entry of TEMPLATES that asks single questions.
-      max_tokens: the longest answer, and the length of one that does not say.
-      batch_size: rows decoded at once.
-      fetch_images: download pictures from http(s) addresses that clients send.
-    """
-
-    name: str
-    template: str = "chat"
-    max_tokens: int = 1024
-    batch_size: int = 16
-    fetch_images: bool = False
+Reader = Callable[[Mapping[str, Any], Model, Settings], Any]
 
 
 def make_app(model: Model, settings: Settings) -> FastAPI:
@@ -58,7 +46,7 @@ def make_app(model: Model, settings: Settings) -> FastAPI:
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI):
-        app.state.dispatcher = Dispatcher(model, settings.template, batch_size=settings.batch_size)
+        app.state.dispatcher = Dispatcher(model, batch_size=settings.batch_size)
         yield
         await asyncio.to_thread(app.state.dispatcher.close)
 
@@ -88,20 +76,30 @@ def make_app(model: Model, settings: Settings) -> FastAPI:
 
     @app.post("/v1/chat/completions")
     async def chat(http: Request) -> Response:
-        body = read_json(await _body(http))
-        request = await asyncio.to_thread(
-            read_chat, body, model, settings.name, settings.template,
-            max_tokens=settings.max_tokens, fetch=settings.fetch_images,
-        )  # fmt: skip
-        answers = _submit(request, app.state.dispatcher)
+        return await complete(http, requests.read_chat)
+
+    @app.post("/v1/completions")
+    async def text(http: Request) -> Response:
+        return await complete(http, requests.read_completion)
+
+    async def complete(http: Request, read: Reader) -> Response:
+        body = requests.read_json(await _body(http))
+        request = await asyncio.to_thread(read, body, model, settings)
+        dispatcher = app.state.dispatcher
+        readings = await _unless_gone(http, _last(_submit(_readings(request), dispatcher)))
+        if readings is None:
+            return Response(status_code=GONE)
+        if any(reading.finish == "error" for reading in readings):
+            return JSONResponse(replies.error(FAILED, 500), 500)
+        heads, answers = _heads(request, readings), _submit(_rows(request), dispatcher)
         if request.stream:
-            return StreamingResponse(_events(request, answers, settings.name), media_type="text/event-stream")
-        finished = await _unless_gone(http, _last(request, answers))
+            return StreamingResponse(_events(request, heads, answers, model, settings.name), media_type="text/event-stream")
+        finished = await _unless_gone(http, _last(answers))
         if finished is None:
             return Response(status_code=GONE)
         if any(answer.finish == "error" for answer in finished):
-            return JSONResponse(replies.error("the model failed; the server's log says why", 500), 500)
-        return JSONResponse(replies.whole(request, finished, model, settings.name))
+            return JSONResponse(replies.error(FAILED, 500), 500)
+        return JSONResponse(_whole(request, heads, finished, model, settings.name))
 
     return app
 
@@ -113,16 +111,62 @@ async def _body(http: Request) -> bytes:
     body = bytearray()
     async for piece in http.stream():
         body += piece
-        if len(body) > MAX_BODY:
-            raise RequestError(f"the body has more than {MAX_BODY:,} bytes", status=413)
+        if len(body) > requests.MAX_BODY:
+            raise RequestError(f"the body has more than {requests.MAX_BODY:,} bytes", status=413)
     return bytes(body)
 
 
 Answers = AsyncIterator[tuple[int, Progress]]
+Job = Callable[..., Row | Reading]  # all but its `report` is given
 
 
-def _submit(request: ChatRequest, dispatcher: Dispatcher) -> Answers:
-    """Queues a row for each choice; gives (choice, progress) until all have finished, and frees the rows when closed early."""
+def _readings(request: requests.Request) -> list[Job]:
+    """A reading of each prompt, where the reply tells the log-probabilities of its tokens."""
+    if not request.echo or request.top is None:
+        return []
+    return [functools.partial(Reading, prompt.item, request.top) for prompt in request.prompts]
+
+
+def _rows(request: requests.Request) -> list[Job]:
+    """A row for each answer: the choices of the first prompt, then those of the next."""
+    return [
+        functools.partial(
+            Row,
+            prompt.item,
+            dataclasses.replace(prompt.options, seed=prompt.options.seed + number),
+            request.stop,
+            before=None if request.chat else prompt.ids[-AFTER:],
+        )
+        for prompt in request.prompts
+        if prompt.options is not None
+        for number in range(request.choices)
+    ]
+
+
+def _heads(request: requests.Request, readings: Sequence[Progress]) -> list[Said]:
+    """What each choice begins with: its prompt where that is echoed, with the tokens where they were read."""
+    heads = []
+    for number, prompt in enumerate(request.prompts):
+        tokens = readings[number].tokens if readings else ()
+        finish = "length" if prompt.options is None else None
+        heads += [Said(prompt.text if request.echo else "", tokens, finish=finish)] * request.choices
+    return heads
+
+
+def _since(request: requests.Request, index: int, head: Said, earlier: Progress, progress: Progress) -> Said:
+    """What a choice has said since an earlier look at it."""
+    prompt = () if request.chat else request.prompts[index // request.choices].ids[-AFTER:]
+    return Said(
+        progress.text[len(earlier.text) :],
+        progress.tokens[len(earlier.tokens) :],
+        (*prompt, *(token.id for token in earlier.tokens))[-AFTER:],
+        len(head.text) + len(earlier.text),
+        progress.finish,
+    )
+
+
+def _submit(jobs: Sequence[Job], dispatcher: Dispatcher) -> Answers:
+    """Queues jobs; gives (number, progress) until all have finished, and frees their rows when closed early."""
     loop, news = asyncio.get_running_loop(), asyncio.Queue()
 
     def reporter(index: int):
@@ -132,10 +176,7 @@ def _submit(request: ChatRequest, dispatcher: Dispatcher) -> Answers:
 
         return report
 
-    rows = []
-    for index in range(request.choices):
-        options = dataclasses.replace(request.options, seed=request.options.seed + index)
-        rows.append(Row(request.example, request.length, options, request.stop, reporter(index)))
+    rows = [job(report=reporter(index)) for index, job in enumerate(jobs)]
     dispatcher.submit(rows)
 
     async def answers() -> Answers:
@@ -152,10 +193,10 @@ def _submit(request: ChatRequest, dispatcher: Dispatcher) -> Answers:
     return answers()
 
 
-async def _last(request: ChatRequest, answers: Answers) -> list[Progress]:
+async def _last(answers: Answers) -> list[Progress]:
     async with contextlib.aclosing(answers):
         latest = {index: progress async for index, progress in answers}
-    return [latest[index] for index in range(request.choices)]
+    return [latest[index] for index in sorted(latest)]
 
 
 async def _unless_gone(http: Request, work: Any) -> Any:
@@ -175,25 +216,42 @@ async def _unless_gone(http: Request, work: Any) -> Any:
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def _events(request: ChatRequest, answers: Answers, name: str) -> AsyncIterator[str]:
-    """Server-sent events: the role, the text as it comes, why it ended, the usage where asked, and [DONE]."""
-    common = replies.envelope("chat.completion.chunk", name) | ({"usage": None} if request.usage else {})
-    latest = [Progress("")] * request.choices
+def _whole(
+    request: requests.Request, heads: Sequence[Said], answers: Sequence[Progress], model: Model, name: str
+) -> dict[str, Any]:
+    """The reply to a request that does not stream."""
+    said = list(heads)
+    for index, answer in enumerate(answers):
+        said[index] = heads[index].then(_since(request, index, heads[index], NOTHING, answer))
+    choices = [replies.choice(request, index, whole, model) for index, whole in enumerate(said)]
+    return {**replies.envelope(request, name), "choices": choices, "usage": replies.usage(request, answers)}
 
-    def chunk(index: int, delta: dict[str, str], finish: str | None = None) -> str:
-        return replies.event({**common, "choices": [replies.choice(index, delta, finish)]})
+
+async def _events(
+    request: requests.Request, heads: Sequence[Said], answers: Answers, model: Model, name: str
+) -> AsyncIterator[str]:
+    """Server-sent events: how each choice begins, its text as it comes, why it ended, the usage where asked, and [DONE]."""
+    common = replies.envelope(request, name, chunk=True) | ({"usage": None} if request.usage else {})
+    latest = [NOTHING] * len(heads)
+
+    def chunk(choice: dict[str, Any]) -> str:
+        return replies.event({**common, "choices": [choice]})
 
     async with contextlib.aclosing(answers):
-        for index in range(request.choices):
-            yield chunk(index, {"role": "assistant", "content": ""})
+        for index, head in enumerate(heads):
+            if request.chat:
+                yield chunk(replies.role(index))
+            elif head.text or head.finish:
+                yield chunk(replies.delta(request, index, head, model))
         async for index, progress in answers:
             if progress.finish == "error":
-                yield replies.event(replies.error("the model failed; the server's log says why", 500))
+                yield replies.event(replies.error(FAILED, 500))
                 return
-            if new := progress.text[len(latest[index].text) :]:
-                yield chunk(index, {"content": new})
-            if progress.finish is not None:
-                yield chunk(index, {}, progress.finish)
+            said = _since(request, index, heads[index], latest[index], progress)
+            if said.text or said.tokens:
+                yield chunk(replies.delta(request, index, said._replace(finish=None), model))
+            if said.finish is not None:
+                yield chunk(replies.delta(request, index, Said("", (), finish=said.finish), model))
             latest[index] = progress
     if request.usage:
         yield replies.event({**common, "choices": [], "usage": replies.usage(request, latest)})

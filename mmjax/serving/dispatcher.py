@@ -1,29 +1,35 @@
 """Decodes the rows of many requests together.
 
 One thread owns the model. It gathers rows that wait, decodes those with like options as one batch of a bucketed shape, and
-goes from batch to batch piece by piece, so that a long answer holds nobody up for longer than a piece of it.
+goes from batch to batch piece by piece, so that a long answer holds nobody up for longer than a piece of it. Prompts whose
+own log-probabilities are wanted are read the same way, many at once.
 """
 
 from __future__ import annotations
 
+import collections
 import dataclasses
+import math
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from typing import Literal, NamedTuple
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from absl import logging
 
+from mmjax.data.batch import Item
 from mmjax.data.processor import PROMPT_BUCKET
-from mmjax.decoding.generate import PIECE, cut, searcher_of, settled
+from mmjax.decoding.generate import PIECE, cut, likeliest, ranked, searcher_of, settled
 from mmjax.decoding.inputs import bucket
 from mmjax.decoding.options import DecodingOptions
-from mmjax.types import Example
+from mmjax.decoding.scoring import token_scores
+from mmjax.types import Batch
 from mmjax.types.model import Model
 
 LIVE = 4  # batches that take turns
-SHORTEST = 16  # tokens: room for answers is 16, 32, 64, …
+SHORTEST, GROWTH = 16, 8  # tokens: room for answers is 16, 128, 1024, …
+SLACK = 4  # a shape that is compiled already may be so many times as large as what is needed
 
 Finish = Literal["stop", "length", "error"]
 
@@ -32,18 +38,27 @@ class Busy(Exception):
     """Too many rows wait already."""
 
 
+class Token(NamedTuple):
+    """A token, its log-probability (None = it is the first and has none), and those of the likeliest ones in its place."""
+
+    id: int
+    logprob: float | None
+    likeliest: Mapping[int, float]
+
+
 class Progress(NamedTuple):
     """Where a row stands.
 
     Args:
       text: of the answer so far, as far as it is certain.
-      tokens, logprobs: of the answer so far.
-      finish: why it ended, None = it goes on. After an "error" the text is not to be used.
+      tokens: that this text is made of, the end token included.
+      count: tokens decoded so far, those of a stop string included.
+      finish: why it ended, None = it goes on. After an "error" nothing is to be used.
     """
 
     text: str
-    tokens: tuple[int, ...] = ()
-    logprobs: tuple[float, ...] = ()
+    tokens: tuple[Token, ...] = ()
+    count: int = 0
     finish: Finish | None = None
 
 
@@ -52,28 +67,80 @@ class Row:
     """One answer that is wanted.
 
     Args:
-      example: the prompt, known to be usable.
-      length: its tokens.
+      item: the prompt, known to be usable.
       options: of this row alone; num_beams must be 1.
       stop: strings before which the answer ends.
       report: called by the dispatcher's thread with every new Progress.
+      before: the prompt's last tokens, where the answer goes on with their text; None = it is a text of its own, without outer
+        white space.
       cancelled: set it when nobody waits any more.
       ended: kept by the dispatcher.
     """
 
-    example: Example
-    length: int
+    item: Item
     options: DecodingOptions
     stop: tuple[str, ...]
     report: Callable[[Progress], None]
+    before: tuple[int, ...] | None = None
     cancelled: threading.Event = dataclasses.field(default_factory=threading.Event)
     ended: bool = False
 
     @property
     def kind(self) -> DecodingOptions:
         """Rows of equal kinds can be decoded together."""
-        room = max(SHORTEST, bucket(self.options.max_new_tokens, 1 << 30))
-        return dataclasses.replace(self.options, max_new_tokens=room, seed=0)
+        return dataclasses.replace(self.options, max_new_tokens=room_for(self.options.max_new_tokens), seed=0)
+
+    @property
+    def program(self) -> Hashable:
+        """What is compiled for its kind."""
+        return self.kind.split()[0]
+
+
+@dataclasses.dataclass(eq=False)
+class Reading:
+    """The log-probabilities of a prompt's own tokens are wanted; other arguments as of `Row`.
+
+    Args:
+      top: how many of the likeliest tokens to tell with each.
+    """
+
+    item: Item
+    top: int
+    report: Callable[[Progress], None]
+    cancelled: threading.Event = dataclasses.field(default_factory=threading.Event)
+    ended: bool = False
+
+    @property
+    def kind(self) -> int:
+        """Readings of equal kinds can be done together."""
+        return bucket(self.top, 1 << 30) if self.top else 0
+
+    @property
+    def program(self) -> Hashable:
+        """What is compiled for its kind."""
+        return self.kind
+
+
+def rooms(longest: int) -> list[int]:
+    """The rooms that answers of up to `longest` tokens can have."""
+    sizes = [SHORTEST]
+    while sizes[-1] < longest:
+        sizes.append(sizes[-1] * GROWTH)
+    return sizes
+
+
+def room_for(tokens: int) -> int:
+    """The room that an answer of so many tokens gets."""
+    return rooms(tokens)[-1]
+
+
+def take_shape(model: Model, program: Hashable, wanted: tuple[int, int]) -> tuple[int, int]:
+    """The smallest (rows, length) that is compiled already and not much too large; else the wanted one, which will be."""
+    ready = model.cache.setdefault("serving.shapes", collections.defaultdict(set))[program]
+    fitting = [shape for shape in ready if all(need <= have <= SLACK * need for need, have in zip(wanted, shape, strict=True))]
+    chosen = min(fitting, key=math.prod, default=wanted)
+    ready.add(chosen)
+    return chosen
 
 
 class Dispatcher:
@@ -81,17 +148,16 @@ class Dispatcher:
 
     Args:
       model: used by this thread only.
-      template: how examples become prompts, see `Processor.question`.
       batch_size: rows of a batch at most.
       window: seconds that an idle dispatcher waits for more rows once the first has come.
       capacity: rows that may wait.
     """
 
-    def __init__(self, model: Model, template: str | None, *, batch_size: int = 16, window: float = 0.005, capacity: int = 256):
+    def __init__(self, model: Model, *, batch_size: int = 16, window: float = 0.005, capacity: int = 256):
         self._batches: list[Iterator[None]] = []
-        self._model, self._template, self._batch_size = model, template, batch_size
+        self._model, self._batch_size = model, batch_size
         self._window, self._capacity = window, capacity
-        self._waiting: list[Row] = []
+        self._waiting: list[Row | Reading] = []
         self._changed = threading.Condition()
         self._closed = False
         self._thread = threading.Thread(target=self._run, name="dispatcher", daemon=True)
@@ -102,7 +168,7 @@ class Dispatcher:
         """Batches under way."""
         return len(self._batches)
 
-    def submit(self, rows: Sequence[Row]) -> None:
+    def submit(self, rows: Sequence[Row | Reading]) -> None:
         """Puts rows into the queue.
 
         Raises:
@@ -142,10 +208,10 @@ class Dispatcher:
                 batches.append(self._decode(rows, kind))
         return batches
 
-    def _decode(self, rows: list[Row], kind: DecodingOptions) -> Iterator[None]:
-        """Decodes a batch, giving way after every piece. Whatever goes wrong is the misfortune of these rows only."""
+    def _decode(self, rows: list[Any], kind: DecodingOptions | int) -> Iterator[None]:
+        """Decodes or reads a batch, giving way after every piece. Whatever goes wrong is the misfortune of these rows only."""
         try:
-            yield from self._pieces(rows, kind)
+            yield from self._readings(rows, kind) if isinstance(kind, int) else self._pieces(rows, kind)
         except Exception:
             logging.exception("a batch of %d rows failed", len(rows))
             for row in rows:
@@ -153,13 +219,8 @@ class Dispatcher:
                     row.report(Progress("", finish="error"))
 
     def _pieces(self, rows: list[Row], kind: DecodingOptions) -> Iterator[None]:
-        places = bucket(len(rows), self._batch_size)
-        batch = self._model.processor.prompts(
-            [row.example for row in rows],
-            self._template,
-            rows=places,
-            length=max(PROMPT_BUCKET, *(bucket(row.length, 1 << 30) for row in rows)),
-        )
+        batch = self._batch(rows)
+        places = batch.text.tokens.shape[0]
         seeds = np.zeros(places, np.int64)
         seeds[: len(rows)] = [row.options.seed for row in rows]
         ended = np.zeros(places, bool)
@@ -170,28 +231,56 @@ class Dispatcher:
         for answers in pieces:
             for place in np.flatnonzero(~ended[: len(rows)]).tolist():
                 row, length = rows[place], answers.lengths[place]
-                progress = _progress(
-                    row, answers.tokens[place, :length].tolist(), answers.logprobs[place, :length].tolist(), decode
-                )
+                ids, logprobs = answers.tokens[place, :length].tolist(), answers.logprobs[place, :length].tolist()
+                progress = _progress(row, [*map(Token, ids, logprobs, likeliest(answers, place))], decode)
                 row.ended = ended[place] = row.cancelled.is_set() or progress.finish is not None
                 row.report(progress)
             yield
 
+    def _readings(self, rows: list[Reading], top: int) -> Iterator[None]:
+        batch = self._batch(rows)
+        scores = token_scores(self._model, batch, top)
+        for row, *of_row in zip(rows, batch.text.tokens, batch.text.segments, *scores, strict=False):  # fewer rows than places
+            ids, segments, logprobs, top_tokens, top_logprobs = (array.tolist() for array in of_row)
+            start = segments.index(1)
+            first = Token(ids[start], None, {})
+            others = [
+                Token(ids[at + 1], logprobs[at], ranked(top_tokens[at], top_logprobs[at])) for at in range(start, len(ids) - 1)
+            ]
+            row.ended = True
+            row.report(Progress("", (first, *others), finish="length"))
+        yield
 
-def _progress(row: Row, tokens: list[int], logprobs: list[float], decode: Callable[..., str]) -> Progress:
+    def _batch(self, rows: Sequence[Row | Reading]) -> Batch:
+        """The prompts of some rows in a shape that many batches have."""
+        items = [row.item for row in rows]
+        lengths = (len(segment.source) or len(segment.tokens) for item in items for segment in item.segments)
+        wanted = bucket(len(rows), self._batch_size), max(PROMPT_BUCKET, *(bucket(length, 1 << 30) for length in lengths))
+        pictures = max(len(item.images) for item in items)
+        places, length = take_shape(self._model, (rows[0].program, pictures), wanted)
+        return self._model.processor.prompt_batch(items, rows=places, length=length)
+
+
+def _progress(row: Row, tokens: list[Token], decode: Callable[..., str]) -> Progress:
     """What a row has of its answer after these tokens, some of which may lie beyond its end."""
+    before, trim = list(row.before or ()), row.before is None
+    known = len(decode(before, skip_special_tokens=True))
 
     def text_of(count: int) -> str:
-        return decode(tokens[:count], skip_special_tokens=True)
+        return decode(before + [token.id for token in tokens[:count]], skip_special_tokens=True)[known:]
+
+    def within(length: int) -> tuple[Token, ...]:
+        return tuple(tokens[: next(n for n in range(count, -1, -1) if len(text_of(n)) <= length)])
 
     count = min(len(tokens), row.options.max_new_tokens)
     text = text_of(count)
-    if cut(text, row.stop) != text:
+    if (kept := cut(text, row.stop)) != text:
         # The answer ends with the first token that completes a stop string.
         count = next(n for n in range(1, count + 1) if cut(text_of(n), row.stop) != text_of(n))
-        text, finish = cut(text, row.stop), "stop"
-    elif tokens[count - 1] in row.options.eos_token_id:
-        finish = "stop"
-    else:
-        finish = "length" if count == row.options.max_new_tokens else None
-    return Progress(text.strip() if finish else settled(text, row.stop), tuple(tokens[:count]), tuple(logprobs[:count]), finish)
+        return Progress(kept.strip() if trim else kept, within(len(kept)), count, "stop")
+    ended = tokens[count - 1].id in row.options.eos_token_id
+    if ended or count == row.options.max_new_tokens:
+        return Progress(text.strip() if trim else text, tuple(tokens[:count]), count, "stop" if ended else "length")
+    sure = settled(text, row.stop, trim=trim)
+    hidden = len(text) - len(text.lstrip()) if trim else 0
+    return Progress(sure, within(hidden + len(sure)), count)

@@ -126,14 +126,14 @@ def test_sampling_follows_the_truncated_distribution(toy):
 def test_pieces_join_to_the_whole_and_stop_on_request(toy):
     whole = ours(toy, ROWS, NO_END)
     pieces = list(toy.searcher.pieces(toy.parameters, toy.prompts(*ROWS), NO_END, piece=2))
-    assert [int(piece.lengths[0]) for piece in pieces] == [3, 5, 6]
+    assert [int(piece.lengths[0]) for piece in pieces] == [1, 3, 5, 6]
     assert [row.tolist() for row in pieces[-1].tokens] == whole
 
     def stop(answers):
         return np.array([True, False, False])
 
     stopped = ours(toy, ROWS, NO_END, piece=2, stop=stop)
-    assert stopped == [whole[0][:3], whole[1], whole[2]]
+    assert stopped == [whole[0][:1], whole[1], whole[2]]
 
 
 def test_nothing_compiles_again_for_the_same_shapes(toy):

@@ -9,7 +9,8 @@ import pytest
 from starlette.testclient import TestClient
 
 from mmjax.decoding.generate import searcher_of
-from mmjax.serving.app import Settings, make_app
+from mmjax.serving.app import make_app
+from mmjax.serving.settings import Settings
 from tests.decoding.world import PARTS, make_model, make_tokenizer, png
 
 TEMPLATE = (

@@ -8,8 +8,9 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from mmjax.decoding import generate
-from mmjax.serving.app import Settings, make_app
+from mmjax.serving.app import make_app
 from mmjax.serving.requests import MAX_BODY
+from mmjax.serving.settings import Settings
 from mmjax.types import Example, Medium, Part, Turn, UserError
 from tests.decoding.world import png
 from tests.serving.conftest import asking, picture
@@ -70,6 +71,19 @@ def test_alone_and_amid_neighbours(client):
     assert len(set(alone)) > 3
     with ThreadPoolExecutor(5) as pool:
         assert list(pool.map(lambda body: content(client, body), bodies)) == alone
+
+
+def test_requests_at_once_share_a_batch(client, app, monkeypatch):
+    """Two clients, unlike prompts: one batch, and each gets what it gets alone."""
+    bodies = [asking(picture(1), "what colour ?"), asking("is there a blue ?", max_tokens=9)]
+    alone = [content(client, body) for body in bodies]
+    dispatcher, batches = app.state.dispatcher, []
+    decode = dispatcher._decode
+    monkeypatch.setattr(dispatcher, "_window", 1.0)  # long enough for both to come
+    monkeypatch.setattr(dispatcher, "_decode", lambda rows, kind: batches.append(len(rows)) or decode(rows, kind))
+    with ThreadPoolExecutor(2) as pool:
+        assert list(pool.map(lambda body: content(client, body), bodies)) == alone
+    assert batches == [2] and alone[0] != alone[1]
 
 
 def test_the_same_shapes_compile_once(client, compilations):
@@ -151,9 +165,10 @@ TOO_LONG = "red " * 300
         ({"temperature": float("nan")}, 400, "temperature"),
         ({"n": 100}, 400, "'n'"),
         ({"stop": [""]}, 400, "'stop'"),
-        ({"stop": ["a"] * 5}, 400, "at most 4"),
+        ({"stop": ["a"] * 17}, 400, "at most 16"),
         ({"stream": "yes"}, 400, "'stream'"),
-        ({"stream": True, "logprobs": True}, 400, "logprobs"),
+        ({"top_logprobs": 2}, 400, "goes with 'logprobs'"),
+        ({"logprobs": True, "top_logprobs": 21}, 400, "'top_logprobs' must be a int from 0 to 20"),
         ({"presence_penalty": 0.5}, 400, "presence_penalty"),
         ({"tools": [{"type": "function"}]}, 400, "tools"),
         ({"response_format": {"type": "json_object"}}, 400, "response_format"),

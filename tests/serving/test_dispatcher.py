@@ -8,14 +8,15 @@ import time
 
 import pytest
 
+from mmjax.data.batch import Item
 from mmjax.decoding.generate import make_options
-from mmjax.serving.dispatcher import Busy, Dispatcher, Row
+from mmjax.serving.dispatcher import Busy, Dispatcher, Row, Token, _progress
 from mmjax.types import ask
 
 
 @pytest.fixture
 def dispatcher(model):
-    made = Dispatcher(model, "chat", batch_size=4, capacity=10)
+    made = Dispatcher(model, batch_size=4, capacity=10)
     yield made
     made.close()
 
@@ -25,7 +26,7 @@ def make_row(model, text="what colour ?", tokens=8, **options):
     news = queue.Queue()
     chosen = make_options(model, {"max_new_tokens": tokens, "eos_token_id": (24,), **options})
     chosen = dataclasses.replace(chosen, eos_token_id=())  # never ends by itself
-    return Row(ask(text), 16, chosen, (), news.put), news
+    return Row(model.processor.prompt(ask(text), "chat"), chosen, (), news.put), news
 
 
 def last(news):
@@ -44,7 +45,7 @@ def test_like_rows_share_a_batch(model, dispatcher, monkeypatch):
     answers = [last(news) for _, news in pairs]
     assert [len(answer.tokens) for answer in answers] == [9, 10, 11, 12, 13, 14, 8]
     assert sorted(batches) == [1, 2, 4], "four at once, the other two, and the one that draws"
-    assert len({answer.tokens[:9] for answer in answers[:6]}) == 1
+    assert len({tuple(token.id for token in answer.tokens[:9]) for answer in answers[:6]}) == 1
 
 
 def test_a_long_answer_holds_nobody_up(model, dispatcher):
@@ -79,8 +80,7 @@ def test_what_nobody_waits_for_goes(model, dispatcher):
 def test_a_failure_is_that_of_its_batch(model, dispatcher):
     row, news = make_row(model)
     broken, news_of_broken = make_row(model, tokens=40)
-    broken.example = ask("red " * 400)
-    broken.example = dataclasses.replace(broken.example, turns=())
+    broken.item = Item("broken", ())
     dispatcher.submit([broken])
     assert last(news_of_broken).finish == "error"
     dispatcher.submit([row])
@@ -93,3 +93,40 @@ def test_a_full_queue_refuses(model, dispatcher):
     dispatcher.close()
     with pytest.raises(Busy):
         dispatcher.submit([make_row(model)[0]])
+
+
+SAID = "how many red 0 1 2 yes no is there blue"
+
+
+@pytest.mark.parametrize(
+    "stop",
+    [
+        (),
+        ("red",),  # one token
+        ("0 1 2",),  # of three tokens
+        ("many r",),  # it ends within a token
+        ("2 yes no way",),  # begun and never completed
+        ("no is there blue !", "yes no is there red"),
+        ("blue",),  # the very end
+        ("how",),  # nothing is left
+    ],
+)
+@pytest.mark.parametrize("before", [None, (8, 9)])
+def test_no_part_of_a_stop_string_is_ever_sent(model, stop, before):
+    """Token by token: what has been sent once is the beginning of what there is in the end, and so are its tokens."""
+    tokenizer = model.processor.llm
+    tokens = [Token(token, -1.0, {}) for token in tokenizer.encode(SAID, add_special_tokens=False)]
+    row = Row(Item("x", ()), make_options(model, {"max_new_tokens": len(tokens)}), stop, lambda progress: None, before)
+    history = []
+    for count in range(1, len(tokens) + 1):
+        history.append(_progress(row, tokens[:count], tokenizer.decode))
+        if history[-1].finish:
+            break
+    *earlier, last = history
+    ends = [SAID.find(word) for word in stop if word in SAID]
+    whole = SAID[: min(ends, default=len(SAID))]
+    assert last.text.strip() == whole.strip() and last.finish == ("stop" if ends else "length")
+    for progress in earlier:
+        assert last.text.startswith(progress.text) and last.tokens[: len(progress.tokens)] == progress.tokens
+    spelled = tokenizer.decode([token.id for token in last.tokens])
+    assert spelled == whole.strip() and len(last.tokens) == len(whole.split())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import http.client
 import json
@@ -20,16 +21,17 @@ import mmjax
 from mmjax.layers.parameters import define
 from mmjax.serving.server import listen, make_server
 from mmjax.systems.parts import build
-from mmjax.types import UserError
+from mmjax.types import Example, Medium, Part, Turn, UserError
 from mmjax.types.model import Model
-from tests.decoding.world import draw, make_tokenizer
+from tests.decoding.world import draw, make_tokenizer, png
 from tests.serving.conftest import TEMPLATE, asking, picture
 
 
 @pytest.fixture(scope="module")
 def served(model):
     """The application behind uvicorn: (port, its dispatcher)."""
-    from mmjax.serving.app import Settings, make_app
+    from mmjax.serving.app import make_app
+    from mmjax.serving.settings import Settings
 
     app = make_app(model, Settings(name="tiny", max_tokens=180, batch_size=8))
     with listen("127.0.0.1", 0) as listener:
@@ -53,6 +55,51 @@ def test_openais_client(served):
     assert answer.usage.completion_tokens == 12
     with pytest.raises(openai.BadRequestError, match="no_such_field"):
         client.chat.completions.create(**asked, extra_body={"no_such_field": 1})
+
+
+def test_openais_client_and_texts(served):
+    client = openai.OpenAI(base_url=f"http://127.0.0.1:{served[0]}/v1", api_key="none", timeout=300)
+    asked = dict(model="tiny", prompt="how many ?", max_tokens=6, temperature=0, logprobs=2, echo=True)
+    (choice,) = client.completions.create(**asked).choices
+    chunks = list(client.completions.create(**asked, stream=True, stream_options={"include_usage": True}))
+    assert "".join(piece.text for chunk in chunks for piece in chunk.choices) == choice.text
+    assert choice.logprobs.token_logprobs[0] is None and len(choice.logprobs.tokens) == chunks[-1].usage.total_tokens
+
+
+def lmms_eval_payload(pictures, question, **limits):
+    """As lmms-eval's `openai_compatible` models build it: the task's text and pictures as parts, data: addresses of PNGs."""
+    content = [{"type": "text", "text": question}, *map(picture, pictures)]
+    return {"messages": [{"role": "user", "content": content}], "model": "tiny", **limits}
+
+
+def test_what_lmms_eval_sends(served, model):
+    """Many at once by the asynchronous client; then as for reasoning models."""
+    asked = [((1,), "what colour ?"), ((2, 3), "how many ?"), ((), "is there a red ?"), ((4,), "how many blue ?")]
+    answers = mmjax.generate(
+        model,
+        [
+            Example("x", media=tuple(Medium("image", png(n)) for n in pictures), turns=(
+                Turn("user", (Part(question), *(Part(medium=number) for number in range(len(pictures))))),
+            ))
+            for pictures, question in asked
+        ],
+        template="chat",
+        max_new_tokens=16,
+    )  # fmt: skip
+
+    async def ask_all():
+        async with openai.AsyncOpenAI(base_url=f"http://127.0.0.1:{served[0]}/v1", api_key="none", timeout=600) as client:
+            payloads = [lmms_eval_payload(*each, max_tokens=16, temperature=0) for each in asked]
+            return await asyncio.gather(*(client.chat.completions.create(**payload) for payload in payloads))
+
+    replies = asyncio.run(ask_all())
+    assert [reply.choices[0].message.content for reply in replies] == answers
+    assert all(reply.usage.completion_tokens == len(answer.tokens) for reply, answer in zip(replies, answers, strict=True))
+    reasoning = dict(reasoning_effort="medium", response_format={"type": "text"}, max_completion_tokens=16)
+    with openai.OpenAI(base_url=f"http://127.0.0.1:{served[0]}/v1", api_key="none", timeout=300) as client:
+        assert (
+            client.chat.completions.create(**lmms_eval_payload(*asked[0], **reasoning)).choices[0].message.content is not None
+        )
 
 
 @pytest.mark.parametrize("stream", [True, False])
@@ -106,7 +153,15 @@ def directory(tmp_path_factory):
 
 def test_the_command(directory):
     """It serves, a second one on its port is refused at once, and SIGTERM ends it."""
-    command = [sys.executable, "-m", "launch.serve", f"--model={directory}"]
+    command = [
+        sys.executable,
+        "-m",
+        "launch.serve",
+        f"--model={directory}",
+        "--warm_up=32",
+        "--batch_size=1",
+        "--max_tokens=16",
+    ]
     environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
     with subprocess.Popen(
         [*command, "--port=0"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
@@ -122,4 +177,5 @@ def test_the_command(directory):
         assert second.stderr.count("\n") == 1
         server.send_signal(signal.SIGTERM)
         assert server.wait(60) in (-signal.SIGTERM, 128 + signal.SIGTERM)
-        assert "Traceback" not in server.stderr.read()
+        log = server.stderr.read()
+        assert "compiling: 2 of 2 shapes" in log and "Traceback" not in log
