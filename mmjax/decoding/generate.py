@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from mmjax.decoding.inputs import as_examples, batched, bucket
+from mmjax.decoding.inputs import as_examples, batched, bucket, check_positions
 from mmjax.decoding.options import DecodingOptions
 from mmjax.decoding.search import Answers, Searcher
 from mmjax.types import Example, UserError
@@ -205,6 +205,7 @@ def _stream(
             f"stream=True gives one answer without beams, got {len(examples)} examples and num_beams={options.num_beams}"
         )
     batch = model.processor.prompts(examples, template)
+    check_positions(model.definition.bind(model.parameters).llm, batch, options.max_new_tokens)
 
     def stopped(answers: Answers) -> np.ndarray:
         return np.array([cut(text, stop_strings) != text for text in _texts(model, answers)])

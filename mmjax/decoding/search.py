@@ -71,6 +71,9 @@ class Searcher:
     ) -> Iterator[Answers]:
         """Decodes a batch, yielding all that has been decoded after the first token and after every piece.
 
+        What goes beyond the positions of the language model is not refused here, but by `run`: the caller may know that a row
+        ends before.
+
         Args:
           parameters: of the model.
           batch: prompts, one segment a row, padded on the left.
@@ -78,11 +81,7 @@ class Searcher:
           seeds: each row's own; default options.seed + row.
           piece: tokens decoded between two looks from the host; 0 = all at once.
           stop: tells after each piece which rows end now.
-
-        Raises:
-          UserError: prompts and max_new_tokens go beyond the positions of the language model.
         """
-        check_positions(self._bind(parameters).llm, batch, options.max_new_tokens)
         rows = batch.text.tokens.shape[0]
         static, knobs = options.split()
         state = self._begin(parameters, batch, options, seeds)
@@ -113,7 +112,12 @@ class Searcher:
         return self._start(parameters, place(batch, parameters), seeds, knobs, options=static)
 
     def run(self, parameters: Parameters, batch: Batch, options: DecodingOptions, **how: Any) -> Answers:
-        """Decodes a batch to the end; see `pieces`."""
+        """Decodes a batch to the end; see `pieces`.
+
+        Raises:
+          UserError: prompts and max_new_tokens go beyond the positions of the language model.
+        """
+        check_positions(self._bind(parameters).llm, batch, options.max_new_tokens)
         *_, last = self.pieces(parameters, batch, options, **how)
         return last
 
