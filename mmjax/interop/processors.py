@@ -121,15 +121,16 @@ def load(
 
 
 def _end_tokens(directory: Path, config: Mapping[str, Any]) -> tuple[int, ...]:
-    """The tokens that end an answer by generation_config.json, which may list several, or else by config.json."""
+    """The tokens that end an answer by generation_config.json and by config.json; either may list several."""
     file = directory / "generation_config.json"
-    ends = (read_json(file) if file.is_file() else {}).get(
-        "eos_token_id", config.get("text_config", config).get("eos_token_id")
-    )
-    ends = ends if isinstance(ends, list) else [] if ends is None else [ends]
-    if not all(isinstance(token, int) for token in ends):
-        raise UserError(f"{directory}: eos_token_id={ends!r}; a token id is expected, or a list of them")
-    return tuple(sorted(set(ends)))
+    ends: set[int] = set()
+    for settings in (read_json(file) if file.is_file() else {}, config.get("text_config", config)):
+        named = settings.get("eos_token_id")
+        listed = named if isinstance(named, list) else [] if named is None else [named]
+        if not all(isinstance(token, int) for token in listed):
+            raise UserError(f"{directory}: eos_token_id={named!r}; a token id is expected, or a list of them")
+        ends.update(listed)
+    return tuple(sorted(ends))
 
 
 def _encoder_processor(
