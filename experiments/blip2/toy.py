@@ -34,6 +34,7 @@ def config(
     llm: str = "opt",
     flip: bool = True,
     evaluations: dict[str, str],
+    retrieval: str = "",
 ) -> ConfigDict:
     """The experiment on the data set `data/<name>`.
 
@@ -48,7 +49,9 @@ def config(
       stage1: whether to pre-train the Q-Former.
       llm: "opt" (trained from scratch) or "smollm2" (real weights, frozen).
       flip: mirror images; not for data sets that ask about left and right.
-      evaluations: name of each evaluation -> its split.
+      evaluations: name of each evaluation -> its split. They are run after "vqa", or, without it, after "stage2": then the
+        frozen language model is asked what it was only ever asked in text.
+      retrieval: split on which stage 1 is tried, by searching pictures by captions and captions by pictures; "" = none.
     """
     source = {"path": f"data/{name}", "builder": name, "split": "train"}
     frozen_llm = llm != "opt"
@@ -84,12 +87,14 @@ def config(
             "objective": {"name": "blip2_stage1", "positives": "captions"},
             "data": data("caption_pair", 0, ROWS, queries=1, query_length=caption_length + 2, **image),
             "optimizer": optimizer("stage1", 1.5e-3),
+            "evaluate": ["retrieval"] if retrieval else [],
             "trainable": [[r"(llm|connectors\.image\.projection)\..*", False], [".*", True]],
         },
         "stage2": {
             "objective": {"name": "language_modelling"},
             "data": data("caption", QUERIES + caption_length + 2, ROWS, **image),
             "optimizer": optimizer("stage2", 1e-3),
+            "evaluate": [] if steps["vqa"] else list(evaluations),
             "trainable": [
                 [r"llm\..*", False],
                 [r"connectors\.image\..*(heads|text_mlp|text_end|word_embedding|position_embedding)\..*", False],
@@ -113,6 +118,13 @@ def config(
             "evaluate": list(evaluations),
         },
     }
+    asked = {
+        "batch_size": 60 if frozen_llm else 200,
+        "limit": 50 if frozen_llm else 0,
+        "max_new_tokens": 4,
+        "control": "swapped" if steps["vqa"] else "blank",
+    }
+    found = {"task": "retrieval", "limit": 200, "rerank": 16, "batch_size": 100}
     kept = {key: {"steps": steps[key], **stage} for key, stage in stages.items() if steps[key]}
     if not stage1:
         kept.pop("stage1", None)
@@ -129,14 +141,15 @@ def config(
             },
             "stages": kept,
             "evaluations": {
-                key: {
-                    "source": {**source, "split": split, "template": "question_answer"},
-                    "batch_size": 60 if frozen_llm else 200,
-                    "limit": 50 if frozen_llm else 0,
-                    "max_new_tokens": 4,
-                    "control": "swapped",
-                }
-                for key, split in evaluations.items()
+                **{
+                    key: {"source": {**source, "split": split, "template": "question_answer"}, **asked}
+                    for key, split in evaluations.items()
+                },
+                **(
+                    {"retrieval": {"source": {**source, "split": retrieval, "template": "caption_pair"}, **found}}
+                    if retrieval
+                    else {}
+                ),
             },
         }
     )

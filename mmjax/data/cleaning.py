@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import re
 
-from mmjax.types import Example, Part, Turn
+from mmjax.types import Example, Part, Source, Turn
 
 WORDS = 50
 MARKS = re.compile(r"[.!\"()*#:;~]")
@@ -46,3 +46,16 @@ def _clean_turn(turn: Turn, asked: bool) -> Turn:
         return turn
     clean = clean_question if turn.role == "user" else clean_caption
     return Turn(turn.role, tuple(part if part.text is None else Part(text=clean(part.text)) for part in turn.parts))
+
+
+@dataclasses.dataclass(frozen=True)
+class Cleaned:
+    """A source whose examples are clean."""
+
+    source: Source
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int) -> Example:
+        return clean_example(self.source[index])

@@ -114,9 +114,11 @@ class TokenizerConfig:
     Args:
       llm: the language model's.
       connector: the connector's, where it reads text (Q-Former); "" = the language model's.
-      end: text of the token that ends an answer; "" = the tokenizer's EOS. BLIP-2 with OPT ends with "\\n".
+      begin, end: text of the token that begins a text, and of that which ends an answer; "" = the tokenizer's BOS and EOS.
+        BLIP-2 with OPT ends with "\\n", InstructBLIP with Vicuna begins with "</s>".
     """
 
     llm: str
     connector: str = ""
+    begin: str = ""
     end: str = ""

@@ -69,7 +69,7 @@ class Processor:
       vocabulary: rows of the language model's embedding; tokens beyond are refused. 0 = the tokenizer's size.
       encoder_decoder: whether the language model reads prompts with an encoder, and begins its own text with the pad token.
       transform: how pictures get that size; None = bicubic resize whatever the aspect ratio, as in BLIP-2.
-      end: text of the one token that ends an answer; "" = EOS.
+      begin, end: text of the one token that begins a text, and of that which ends an answer; "" = BOS and EOS.
       truncate_query, prompt_length, answer_length: what is cut where it is too long, as in DataConfig.
       other_ends: ids that end an answer too.
     """
@@ -82,6 +82,7 @@ class Processor:
     vocabulary: int = 0
     encoder_decoder: bool = False
     transform: ImageTransform | None = None
+    begin: str = ""
     end: str = ""
     truncate_query: str = ""
     prompt_length: int = 0
@@ -89,8 +90,10 @@ class Processor:
     other_ends: tuple[int, ...] = ()
 
     def __post_init__(self):
-        if self.end and len(self.encode(self.end)) != 1:
-            raise UserError(f"tokenizers.end={self.end!r} must be one token, the tokenizer makes it {self.encode(self.end)}")
+        for name in ("begin", "end"):
+            text = getattr(self, name)
+            if text and text not in self.llm.all_special_tokens and len(self.encode(text)) != 1:
+                raise UserError(f"tokenizers.{name}={text!r} must be one token, the tokenizer makes it {self.encode(text)}")
         if self.encoder_decoder and None in (self.llm.pad_token_id, self.llm.eos_token_id):
             raise UserError(
                 "an encoder–decoder begins its text with the pad token and ends it with EOS; the tokenizer lacks one"
@@ -108,7 +111,19 @@ class Processor:
     @property
     def end_id(self) -> int | None:
         """Id that ends an answer; None for a tokenizer without one."""
-        return self.encode(self.end)[0] if self.end else self.llm.eos_token_id
+        return self._token(self.end) if self.end else self.llm.eos_token_id
+
+    @property
+    def begin_id(self) -> int | None:
+        """Id that begins a text; None for a tokenizer without one, and where an encoder reads the prompt."""
+        if self.encoder_decoder:
+            return None
+        return self._token(self.begin) if self.begin else self.llm.bos_token_id
+
+    def _token(self, text: str) -> int:
+        """The id of a text that is one token, a special one or not."""
+        special = text in self.llm.all_special_tokens
+        return int(self.llm.convert_tokens_to_ids(text)) if special else self.encode(text)[0]
 
     @property
     def query_pad_id(self) -> int:
@@ -194,7 +209,7 @@ class Processor:
 
     def _ids(self, segment: Segment) -> list[tuple[int, ...]]:
         """The ids of each part of a segment, cut to the lengths of training."""
-        special = {"bos": None if self.encoder_decoder else self.llm.bos_token_id, "eos": self.end_id}
+        special = {"bos": self.begin_id, "eos": self.end_id}
         parts: list[tuple[int, ...]] = []
         for part, before in zip(segment.parts, (None, *segment.parts), strict=False):
             match part:
@@ -413,4 +428,4 @@ def load_processor(directory: str | Path) -> Processor:
 def make_processor(tokenizers: TokenizerConfig, **sizes: Any) -> Processor:
     """A Processor from tokenizer directories; `sizes` are its other fields."""
     connector = load_tokenizer(tokenizers.connector) if tokenizers.connector else None
-    return Processor(load_tokenizer(tokenizers.llm), connector, end=tokenizers.end, **sizes)
+    return Processor(load_tokenizer(tokenizers.llm), connector, begin=tokenizers.begin, end=tokenizers.end, **sizes)

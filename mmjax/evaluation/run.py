@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import mmjax
+from mmjax.data.cleaning import Cleaned
 from mmjax.data.records import open_source
 from mmjax.evaluation.config import EvaluationConfig
 from mmjax.evaluation.evaluate import evaluate_model
@@ -67,11 +68,12 @@ def evaluate_one(
       limit: overrides the config's, when above 0.
     """
     source = config.source
+    examples = open_source(source.path, source.split, source.limit)
     limit = limit or config.limit
     return evaluate_model(
         model,
         name,
-        open_source(source.path, source.split, source.limit),
+        Cleaned(examples) if source.cleaning else examples,
         template=source.template,
         workdir=workdir,
         data={"path": source.path, "split": source.split, "limit": limit},

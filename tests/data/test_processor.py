@@ -150,6 +150,8 @@ def test_another_token_may_end_what_is_learnt(processor):
     segment = newline.tokenise(Segment((Special("bos"), Piece("a", 1.0), Special("eos", 1.0))))
     assert segment.tokens.tolist()[-1] == newline.end_id == processor.llm.convert_tokens_to_ids("?")
     assert processor.end_id == processor.llm.eos_token_id
+    other = dataclasses.replace(processor, begin="[DEC]").tokenise(Segment((Special("bos"), Piece("a"))))
+    assert other.tokens.tolist() == [5, processor.llm.convert_tokens_to_ids("a")]
     with pytest.raises(UserError, match=r"tokenizers.end='a red' must be one token"):
         dataclasses.replace(processor, end="a red")
 

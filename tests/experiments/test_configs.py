@@ -24,14 +24,29 @@ from mmjax.types.config import from_config, to_text
 ROOT = Path(__file__).parents[2]
 GOLDEN = Path(__file__).parent / "golden"
 
+PUBLISHED = ("blip2.stage1", "blip2.stage2", "blip2.vqa", "blip2.caption", "blip2.retrieval", "instructblip.instruct")
+
 # Every config file with the arguments whose resolved form is kept; helpers without get_config are not configs.
 CONFIGS = [
     ("blip2.shapes", ""),
     ("blip2.shapes", "long"),
     ("blip2.shapes", "stage1=false"),
+    ("blip2.shapes", "zero_shot"),
     ("blip2.shapes", "llm=smollm2"),
     ("blip2.easy_vqa", ""),
     ("blip2.easy_vqa", "llm=smollm2"),
+    ("blip2.stage1", ""),
+    ("blip2.stage1", "encoder=clip_l,preset=upstream"),
+    ("blip2.stage2", ""),
+    ("blip2.stage2", "llm=flan_t5_xl,preset=upstream"),
+    ("blip2.stage2", "llm=flan_t5_xl,tiny"),
+    ("blip2.vqa", ""),
+    ("blip2.vqa", "llm=flan_t5_xl"),
+    ("blip2.caption", ""),
+    ("blip2.retrieval", ""),
+    ("instructblip.instruct", ""),
+    ("instructblip.instruct", "llm=flan_t5_xl,tiny"),
+    *((module, "tiny") for module in PUBLISHED),
 ]
 
 
@@ -58,46 +73,67 @@ def test_golden_text(module, arg):
 
 def abstract_batch(stage) -> Batch:
     """The shapes of a stage's batches."""
-    data, rows = stage.data, stage.data.rows
+    data = stage.data
 
     def array(*shape, dtype=np.int32):
-        return np.zeros((rows, *shape), dtype)
+        return np.zeros((data.rows, *shape), dtype)
 
-    t, m, u, n = data.length, data.queries, data.query_length, data.media
-    text = Text(array(t), array(t), array(t, dtype=np.float32), array(t), array(t)) if t else None
-    pixels = array(n, data.image_size, data.image_size, 3, dtype=np.uint8)
+    def rows(t):
+        return Text(array(t), array(t), array(t, dtype=np.float32), array(t), array(t)) if t else None
+
+    t, s, m, u, n = data.length, data.source_length, data.queries, data.query_length, data.media
+    pixels = jax.ShapeDtypeStruct((data.rows, n, data.image_size, data.image_size, 3), np.uint8)
     return Batch(
-        text=text,
-        media={"image": Media(pixels, array(n, dtype=bool))} if n else {},
+        text=rows(t),
+        media={"image": Media(pixels, array(n, dtype=bool), array(n))} if n else {},
         queries={"image": Queries(array(m, u), array(m, u, dtype=bool), array(m))} if m else {},
-        feature_index=array(t) if t and n else None,
+        feature_index=array(s or t) if t and n else None,
+        source=rows(s),
         prior_index=array(t) if stage.objective.answer_prior else None,
     )
 
 
-STAGES = [
-    (module, arg, stage)
-    for module, arg in (("blip2.shapes", ""), ("blip2.shapes", "llm=smollm2"), ("blip2.easy_vqa", ""))
-    for stage in resolve(module, arg).stages
-]
+def stages(*configs: tuple[str, str]) -> list[tuple[str, str, str]]:
+    return [(module, arg, stage) for module, arg in configs for stage in resolve(module, arg).stages]
 
 
-@pytest.mark.parametrize(("module", "arg", "name"), STAGES)
-def test_step_compiles_on_shapes(module, arg, name):
+TOYS = stages(
+    ("blip2.shapes", ""), ("blip2.shapes", "llm=smollm2"), ("blip2.easy_vqa", ""), ("blip2.stage2", "llm=flan_t5_xl,tiny"),
+    ("instructblip.instruct", "llm=flan_t5_xl,tiny"), *((module, "tiny") for module in PUBLISHED),
+)  # fmt: skip
+RELEASED = stages(
+    *((module, "") for module in PUBLISHED), ("blip2.stage1", "encoder=clip_l"), ("blip2.stage2", "llm=flan_t5_xl"),
+    ("instructblip.instruct", "llm=flan_t5_xl"),
+)  # fmt: skip
+
+
+def compile_step(module: str, arg: str, name: str) -> None:
     experiment = resolve(module, arg)
     stage = dataclasses.replace(experiment.stages[name], name=name)
     mesh = Mesh(np.array(jax.devices()[:1]).reshape(1, 1, 1, 1), MESH_AXES)
     assembly = assemble(experiment, stage, mesh)
     prior = np.zeros((3, 20), np.float32) if stage.objective.answer_prior else None
-    objective = make_objective(stage.objective.name, stage.objective.weights, prior=prior)
+    objective = make_objective(stage.objective.name, stage.objective.weights, prior=prior, positives=stage.objective.positives)
     step = make_train_step(assembly.definition, stage, objective, assembly.optimizer, assembly.state, assembly.frozen)
     compiled = lower_step(step, assembly.state, assembly.frozen, abstract_batch(stage)).compile()
     assert batch_sharding(mesh) is not None
     trainable = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(assembly.state.trainable))
     frozen = sum(leaf.size * leaf.dtype.itemsize for leaf in assembly.frozen.values())
+    pixels = stage.data.rows * stage.data.media * stage.data.image_size**2 * 3
     arguments = compiled.memory_analysis().argument_size_in_bytes
     # Weights, two moments for what is trained, and nothing for what is frozen; the rest is the batch and a few scalars.
-    assert 3 * trainable <= arguments <= 3 * trainable + frozen + 2**23
+    assert 3 * trainable <= arguments <= 3 * trainable + frozen + pixels + 2**23
+
+
+@pytest.mark.parametrize(("module", "arg", "name"), TOYS)
+def test_step_compiles_on_shapes(module, arg, name):
+    compile_step(module, arg, name)
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize(("module", "arg", "name"), RELEASED)
+def test_step_compiles_at_released_size(module, arg, name):
+    compile_step(module, arg, name)
 
 
 if __name__ == "__main__":

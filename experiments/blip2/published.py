@@ -1,0 +1,215 @@
+"""What the published recipes of BLIP-2 and InstructBLIP share: parts at released sizes, and their stand-ins at toy width.
+
+Two presets exist wherever the paper (arXiv 2301.12597) and the code that was released with it (LAVIS) disagree: `paper` and
+`upstream`. A recipe lists its differences in one table. Weights and tokenizers are directories under `weights/`, by the names
+that the Hugging Face hub has (`hf download facebook/opt-2.7b --local-dir weights/facebook/opt-2.7b`); prepared data sets stand
+under `data/`.
+
+`tiny` replaces sizes, weights and data by those of `data/shapes`, which any CPU trains on: the same stages, objectives,
+templates and rules.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from mmjax.connectors.qformer import QFormerConfig
+from mmjax.encoders.vit import ViTConfig
+from mmjax.llms.llama import LlamaConfig
+from mmjax.llms.opt import OPTConfig
+from mmjax.llms.t5 import T5Config
+from mmjax.types import UserError
+
+Part = dict[str, Any]
+
+BERT_VOCAB = 30523  # BERT's, and [DEC]
+TINY_WIDTH, TINY_VOCAB, TINY_QUERIES, TINY_IMAGE, TINY_DEC = 48, 128, 4, 36, 5
+
+# The 23 blocks of CLIP ViT-L/14 that BLIP-2 reads, with a norm of its own behind them.
+CLIP_L = dataclasses.replace(ViTConfig.clip_l(), layers=23, pooling="class", projection=0, norm_pooled=False, final_eps=1e-5)
+ENCODERS: dict[str, tuple[ViTConfig, str]] = {
+    "eva_clip_g": (dataclasses.replace(ViTConfig.eva_clip_g(), final_eps=1e-5), "weights/eva_vit_g.pth"),
+    "clip_l": (CLIP_L, "weights/openai/clip-vit-large-patch14"),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class LanguageModel:
+    """A language model that the recipes freeze.
+
+    Args:
+      family: of `mmjax.llms`.
+      config: its released size.
+      source: its weights and tokenizer.
+      begin, end: text of the token that begins a text, and of that which ends an answer; "" = BOS and EOS.
+      rows: of the batch with which stage 2 trained it, and InstructBLIP's instructions.
+      layer_decay: learning-rate decay over the ViT's layers in fine-tuning on captions, and on questions.
+    """
+
+    family: str
+    config: Any
+    source: str
+    begin: str = ""
+    end: str = ""
+    rows: tuple[int, int] = (1920, 128)
+    layer_decay: tuple[float, float] = (1.0, 0.95)
+
+
+def _flan(config: T5Config) -> T5Config:
+    return dataclasses.replace(config, activation="gelu")  # LAVIS computes it exactly, Flan-T5 itself by tanh
+
+
+LLMS: dict[str, LanguageModel] = {
+    "opt_2_7b": LanguageModel("opt", OPTConfig.opt_2_7b(), "weights/facebook/opt-2.7b", end="\n"),
+    "opt_6_7b": LanguageModel("opt", OPTConfig.opt_6_7b(), "weights/facebook/opt-6.7b", end="\n", layer_decay=(0.95, 0.9)),
+    "flan_t5_xl": LanguageModel("t5", _flan(T5Config.xl()), "weights/google/flan-t5-xl", rows=(1520, 192)),
+    "flan_t5_xxl": LanguageModel("t5", _flan(T5Config.xxl()), "weights/google/flan-t5-xxl", rows=(1520, 64)),
+    "vicuna_7b": LanguageModel("llama", LlamaConfig.llama_7b(), "weights/lmsys/vicuna-7b-v1.1", begin="</s>"),
+    "vicuna_13b": LanguageModel(
+        "llama", LlamaConfig.llama_13b(), "weights/lmsys/vicuna-13b-v1.1", begin="</s>", rows=(1920, 64)
+    ),
+}
+TINY_LLM: dict[str, dict[str, Any]] = {
+    "opt": {"embedding_width": 0},
+    "t5": {"decoder_layers": 2, "head_dim": 16},
+    "llama": {"kv_heads": 3, "head_dim": 0},
+}
+
+
+def image_encoder(name: str, image_size: int, *, source: str = "", tiny: bool = False) -> Part:
+    """The image encoder for pictures of a size; `source` instead of its own weights."""
+    config, weights = ENCODERS[name]
+    if tiny:
+        sizes = {"width": TINY_WIDTH, "layers": 2, "heads": 3, "ffn": 2 * TINY_WIDTH, "patch_size": 12}
+        return {"family": "vit", **dataclasses.asdict(dataclasses.replace(config, **sizes, image_size=TINY_IMAGE))}
+    config = dataclasses.replace(config, image_size=image_size)
+    return {"family": "vit", "source": source or weights, **dataclasses.asdict(config)}
+
+
+def qformer(encoder: Part, llm: Part | None, *, source: str, tiny: bool = False, **fields: Any) -> Part:
+    """The Q-Former between two parts; `fields` are of its config."""
+    sizes: dict[str, Any] = {"encoder_width": encoder["width"], "output_width": llm["width"] if llm else 0}
+    if fields.get("vocab") is None:
+        fields["vocab"] = TINY_VOCAB if tiny else BERT_VOCAB
+    if not tiny:
+        return {"family": "qformer", "source": source, **dataclasses.asdict(QFormerConfig(**sizes, **fields))}
+    sizes |= {"width": TINY_WIDTH, "layers": 2, "heads": 3, "ffn": 2 * TINY_WIDTH, "queries": TINY_QUERIES, "max_positions": 64}
+    if fields["vocab"]:
+        sizes["decoder_start"] = TINY_DEC
+    return {"family": "qformer", **dataclasses.asdict(QFormerConfig(**sizes, **fields))}
+
+
+def language_model(name: str, *, tiny: bool = False) -> Part:
+    """The language model."""
+    chosen = LLMS[name]
+    if not tiny:
+        return {"family": chosen.family, "source": chosen.source, **dataclasses.asdict(chosen.config)}
+    sizes: dict[str, Any] = {"width": TINY_WIDTH, "layers": 2, "heads": 3, "ffn": 2 * TINY_WIDTH, "vocab": TINY_VOCAB}
+    config = dataclasses.replace(chosen.config, **sizes, **TINY_LLM[chosen.family])
+    return {"family": chosen.family, **dataclasses.asdict(config)}
+
+
+def tokenizers(llm: str | None, *, reads_text: bool, tiny: bool = False) -> dict[str, str]:
+    """The tokenizers; `reads_text` says whether the Q-Former has one of its own."""
+    if tiny:
+        return {"llm": "data/shapes/tokenizer", "connector": ""}
+    bert = "weights/google-bert/bert-base-uncased"
+    if llm is None:
+        return {"llm": bert}
+    chosen = LLMS[llm]
+    return {"llm": chosen.source, "connector": bert if reads_text else "", "begin": chosen.begin, "end": chosen.end}
+
+
+def mixture(sources: Mapping[str, Mapping[str, Any]], *, tiny: bool = False) -> dict[str, dict[str, Any]]:
+    """The data sets of a stage. Their paths are `data/<name>`, or <path>; toys read shapes under every name."""
+    made = {}
+    for name, source in sources.items():
+        made[name] = {"path": f"data/{name}", "split": "train", "cleaning": "blip2", **source}
+        if tiny:
+            made[name] |= {"path": "data/shapes", "builder": "shapes", "split": "train"}
+    return made
+
+
+def frozen_towers(llm: bool) -> list[list[Any]]:
+    """What BLIP-2 leaves alone: the language model, and the encoder but for the norm behind it."""
+    return [[r"encoders\.image\.norm\..*", True], [r"encoders\..*", False], *([[r"llm\..*", False]] if llm else [])]
+
+
+def half_precision(llm: bool, *, encoder: bool = True, tiny: bool = False) -> dict[str, Any]:
+    """Frozen parts are kept, and everything is computed, in bfloat16; a toy in float32."""
+    if tiny:
+        return {"compute_dtype": "float32"}
+    rules = [[r"encoders\.image\.(?!norm\.).*", "bfloat16"]] if encoder else []
+    return {"compute_dtype": "bfloat16", "dtype": [*rules, *([[r"llm\..*", "bfloat16"]] if llm else [])]}
+
+
+def layer_decay(layers: int, rate: float) -> list[list[Any]]:
+    """Learning-rate rules of a ViT: each layer learns `rate` times as fast as the next, the embeddings slowest."""
+    if rate == 1.0:
+        return []
+    stack = [round(rate ** (layers - layer), 6) for layer in range(layers)]
+    below = r"encoders\.image\.(patch_embedding|class_token|position_embedding|pre_norm).*"
+    return [[r"encoders\.image\.layers\..*", stack], [below, round(rate ** (layers + 1), 6)]]
+
+
+def optimizer(rate: float, fields: Mapping[str, Any], *, tiny: bool = False) -> dict[str, Any]:
+    """AdamW as all recipes have it: decay 0.05 but of vectors and scalars, no clipping. A toy learns faster."""
+    made = {"learning_rate": rate, "weight_decay": 0.05, "clip_norm": 0.0, **fields}
+    return {**made, "learning_rate": 1e-3, "warmup_steps": 10, "warmup_from": 0.0, "schedule_every": 1} if tiny else made
+
+
+def choose(presets: Mapping[str, Any], name: str) -> Any:
+    """The preset of that name."""
+    if name not in presets:
+        raise UserError(f"preset={name!r} is unknown; there are {', '.join(presets)}")
+    return presets[name]
+
+
+def retrieval(*, tiny: bool = False) -> dict[str, Any]:
+    """Which caption belongs to which picture, the first 128 scored again by the matching head."""
+    if tiny:
+        source = {"path": "data/shapes", "builder": "shapes", "split": "test", "template": "caption_pair", "cleaning": "blip2"}
+        return {"source": source, "task": "retrieval", "limit": 64, "rerank": 8, "batch_size": 32}
+    path = "data/coco_caption"
+    source = {"path": path, "builder": "coco_caption", "split": "test", "template": "caption_pair", "cleaning": "blip2"}
+    return {"source": source, "task": "retrieval", "rerank": 128}
+
+
+def lengths(read: int, written: int, *, splits: bool) -> dict[str, int]:
+    """Positions of a row: `read` of the prompt, `written` of the rest, in one text or, for an encoder–decoder, in two."""
+    return {"source_length": read + written, "length": written + 2} if splits else {"length": read + written}
+
+
+QUESTION_SETS: dict[str, dict[str, Any]] = {
+    "vqav2": {"split": "val", "metric": "vqa_accuracy"},
+    "gqa": {"split": "testdev", "metric": "gqa_accuracy"},
+}
+
+
+def questions(name: str, *, short: bool, tiny: bool = False) -> dict[str, Any]:
+    """Questions as BLIP-2 was asked them: its two prompts, five beams, a length penalty of −1. Blank pictures are the control.
+
+    Args:
+      name: of QUESTION_SETS.
+      short: ask "Question: … Short answer:" (Flan-T5, InstructBLIP) or "Question: … Answer:" (OPT).
+    """
+    template = "vqa_5" if short else "question_answer"
+    if tiny:
+        source = {"path": "data/shapes", "builder": "shapes", "split": "test", "template": template, "cleaning": "blip2"}
+        return {"source": source, "limit": 20, "max_new_tokens": 4, "control": "blank"}
+    chosen = QUESTION_SETS[name]
+    source = {"path": f"data/{name}", "builder": name, "split": chosen["split"], "template": template, "cleaning": "blip2"}
+    decoding = {"max_new_tokens": 10, "min_new_tokens": 1, "num_beams": 5, "length_penalty": -1.0}
+    return {"source": source, "metric": chosen["metric"], "control": "blank", **decoding}
+
+
+def captions(*, tiny: bool = False) -> dict[str, Any]:
+    """Captions of COCO's test pictures after "a photo of": five beams, 8 to 30 tokens."""
+    if tiny:
+        source = {"path": "data/shapes", "builder": "shapes", "split": "test", "template": "caption_photo"}
+        return {"source": source, "task": "caption", "prompt": "a photo of", "limit": 20, "max_new_tokens": 30}
+    source = {"path": "data/coco_caption", "builder": "coco_caption", "split": "test", "template": "caption_photo"}
+    decoding = {"max_new_tokens": 30, "min_new_tokens": 8, "num_beams": 5}
+    return {"source": source, "task": "caption", "prompt": "a photo of", **decoding}
