@@ -21,7 +21,7 @@ from mmjax.layers.linear import Embedding, Linear
 from mmjax.layers.mlp import ACTIVATIONS, MLP
 from mmjax.layers.multi_head import MultiHeadAttention, layer_keys
 from mmjax.layers.norms import LayerNorm
-from mmjax.layers.parameters import normal, parameter
+from mmjax.layers.parameters import Parameters, normal, parameter
 from mmjax.layers.parameters import stack as stacked
 from mmjax.weights.table import Entry, Table, leading, linear, norm
 
@@ -300,6 +300,36 @@ def _self_mask(
         order = jnp.arange(queries + text)
         allowed = allowed & (~is_text[None, :] | (is_text[:, None] & (order[None, :] <= order[:, None])))
     return allowed[:, None]
+
+
+# Ours <- BERT's, of each layer: the queries' feed-forward block begins as a copy of the text's.
+_FROM_BERT = {
+    "attention.": "attention.", "attention_end.norm.": "attention_norm.",
+    "text_mlp.": "mlp.", "text_end.norm.": "mlp_norm.", "query_mlp.": "mlp.", "query_end.norm.": "mlp_norm.",
+}  # fmt: skip
+
+
+def from_bert(config: QFormerConfig, bert: Parameters) -> Parameters:
+    """The parameters that a Q-Former takes over from BERT before stage 1 (arXiv 2301.12597, section 3.1).
+
+    Queries, cross-attention, projection and heads are not among them. Rows of the word embedding that BERT has not ([DEC]) are
+    drawn as BERT's were, with deviation 0.02.
+
+    Args:
+      config: of the Q-Former, as wide as the BERT.
+      bert: parameters of `mmjax.encoders.text.TextEncoder`.
+    """
+    values = {path: bert[path] for path in ("norm.scale", "norm.bias", "position_embedding.table")}
+    words = bert["token_embedding.table"]
+    extra = jax.random.normal(jax.random.key(0), (max(config.vocab - len(words), 0), words.shape[1]), words.dtype) * 0.02
+    values["word_embedding.table"] = jnp.concatenate([words, extra])
+    for path, stacked_values in bert.items():
+        for ours, theirs in _FROM_BERT.items():
+            if path.startswith(f"layers.{theirs}"):
+                rest = path.removeprefix(f"layers.{theirs}")
+                for offset in range(config.frequency):
+                    values[f"layers.layers.{offset}.{ours}{rest}"] = stacked_values[offset :: config.frequency]
+    return values
 
 
 def weight_table(config: QFormerConfig) -> Table:

@@ -17,7 +17,7 @@ from mmjax.layers.linear import Embedding, Linear
 from mmjax.layers.mlp import ACTIVATIONS
 from mmjax.layers.norms import LayerNorm
 from mmjax.layers.parameters import stack as stacked
-from mmjax.weights.table import Entry, Spelling, Table, linear, norm
+from mmjax.weights.table import Entry, Spelling, Table, linear, norm, spellings
 
 LEGACY_END = 2  # the end token that CLIP's first configs name by mistake
 
@@ -276,4 +276,13 @@ def weight_table(config: TextConfig, layout: Layout) -> Table:
     ]
     if config.token_types:
         table.append(Entry("type_embedding.table", "embeddings.token_type_embeddings.weight"))
+    if layout == "bert":
+        table = list(map(_with_first_names, table))
     return table + (linear("pooler", "pooler.dense") if config.pooling == "tanh" else [])
+
+
+def _with_first_names(entry: Entry) -> Entry:
+    """The first files of BERT call scale and bias of norms gamma and beta."""
+    (key,) = spellings(entry.theirs)
+    old = key.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta")
+    return entry if old == key else dataclasses.replace(entry, theirs=(key, old))

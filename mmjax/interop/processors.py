@@ -95,6 +95,8 @@ def load(
     tokenizer = None
     if (directory / QFORMER_TOKENIZER).is_dir():
         tokenizer = load_tokenizer(directory / QFORMER_TOKENIZER)
+    elif "llm" not in parts:  # image-text retrieval: the only text is the Q-Former's
+        tokenizer = load_tokenizer(directory)
     reads = connector.get("vocab", 0) and tokenizer is not None
     llm = load_tokenizer(directory)
     start = config.get("text_config", config).get("decoder_start_token_id", llm.pad_token_id)

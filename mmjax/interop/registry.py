@@ -214,13 +214,18 @@ ARCHITECTURES: dict[str, Architecture] = {
 }  # fmt: skip
 
 
+# Classes of which the trunk alone is read.
+TRUNKS = {"BertForMaskedLM": "BertModel", "BertForPreTraining": "BertModel"}
+
+
 def recognise(config: Mapping[str, Any]) -> str:
     """The class that a config.json asks for: its `architectures`, else the first class of its `model_type`.
 
     Raises:
       UserError: it is not supported.
     """
-    named = [name for name in config.get("architectures") or () if name in ARCHITECTURES]
+    asked_for = [TRUNKS.get(name, name) for name in config.get("architectures") or ()]
+    named = [name for name in asked_for if name in ARCHITECTURES]
     if named:
         return named[0]
     asked = (config.get("architectures") or [config.get("model_type")])[0]

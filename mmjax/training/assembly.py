@@ -2,7 +2,7 @@
 
 Where the values of a parameter come from, first that applies:
   1. the last checkpoint of the latest stage that has trained it,
-  2. the directory that its part names as `source`,
+  2. the directory or file that its part names as `source`,
   3. a draw from (the run's seed, its path).
 Frozen parameters are therefore never stored by a run: the same three questions give them again, bit for bit.
 """
@@ -11,7 +11,10 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import logging
+import re
 from collections.abc import Collection, Mapping
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -19,18 +22,26 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Array
 
+from mmjax.connectors.qformer import from_bert
+from mmjax.interop import lavis
 from mmjax.interop.image_size import with_image_size
 from mmjax.interop.pretrained import from_pretrained
 from mmjax.layers.lora import is_factor, lora_scales, merge_lora
 from mmjax.layers.parameters import Definition, Parameters
 from mmjax.parallel.axes import shardings
 from mmjax.parallel.mesh import make_mesh
-from mmjax.systems.parts import build_definition, encoders_only
+from mmjax.systems.parts import build_definition, encoders_only, part_config
 from mmjax.training.optimizer import Optimizer, make_optimizer
 from mmjax.training.rules import Resolved, resolve
 from mmjax.training.stage import Experiment, Stage
 from mmjax.training.state import State, abstract_parameters, abstract_state, init_parameters, init_state, partition
 from mmjax.types import UserError
+from mmjax.weights import table
+
+log = logging.getLogger(__name__)
+
+# What a Q-Former that reads questions has and one that reads none lacks.
+TEXT_BRANCH = r"connectors\.image\.((word|position)_embedding\.table|layers\..*\.text_(mlp|end)\..*)"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,23 +148,42 @@ def _place(assembly: Assembly, path: str, value: Array) -> Array:
 
 
 def _read_source(assembly: Assembly, part: str, config: Mapping[str, Any], paths: Collection[str]) -> dict[str, Array]:
-    """A part's weights from a directory in Hugging Face layout; what that directory does not store is left to be drawn.
-
-    An image encoder that is to read pictures of another size than the stored one gets its positions resized.
-    """
+    """A part's weights from its source; what the source is known not to store is left to be drawn."""
     source = config["source"]
-    model = from_pretrained(source, mesh=assembly.mesh)
-    if part == "encoders.image" and part in model.config["parts"]:
-        model = with_image_size(model, config["image_size"])
-    absent: Any = model.config.get("absent", ())
-    weights = merge_lora(dict(model.parameters), lora_scales(model.definition))
-    found = {path: weights[path] for path in paths if path in weights and path not in absent}
+    weights, absent = _stored(assembly, part, config)
+    found = {path: weights[path] for path in paths if path in weights}
     if not found:
         raise UserError(f"--config.parts.{part}.source={source} holds no weights of {part}")
-    missing = [path for path in paths if path not in found and path not in absent]
+    missing = [path for path in paths if path not in found and path not in absent and not is_factor(path)]
+    unread = [path for path in missing if re.fullmatch(TEXT_BRANCH, path)]
+    if unread and not any(re.fullmatch(TEXT_BRANCH, path) for path in weights):  # a Q-Former of BLIP-2's stage 2
+        log.warning("%s holds a Q-Former without text branch; drawn anew: %s", source, table.report("parameters", unread, []))
+        missing = [path for path in missing if path not in unread]
     if missing:
         raise UserError(
             f"--config.parts.{part}.source={source} lacks {missing[0]} (and {len(missing) - 1} more): the sizes in "
             f"--config.parts.{part} are not those of the stored model"
         )
     return found
+
+
+def _stored(assembly: Assembly, part: str, config: Mapping[str, Any]) -> tuple[Parameters, Collection[str]]:
+    """What the source of a part holds, and the paths that are never stored in such a source.
+
+    A directory in Hugging Face layout, of which an image encoder that is to read pictures of another size gets its positions
+    resized; the directory of a BERT, from which a Q-Former begins; or a file of LAVIS.
+    """
+    source = config["source"]
+    if Path(source).is_file():
+        heads = {part: heads} if (heads := config.get("heads")) else {}
+        return lavis.read_part(part, source, mesh=assembly.mesh, heads=heads)[1], ()
+    model = from_pretrained(source, mesh=assembly.mesh)
+    if part == "encoders.image" and part in model.config["parts"]:
+        model = with_image_size(model, config["image_size"])
+    absent: Any = model.config.get("absent", ())
+    weights = merge_lora(dict(model.parameters), lora_scales(model.definition))  # a stage's adapters are its own
+    if part == "connectors.image" and part not in model.config["parts"] and "encoders.text" in model.config["parts"]:
+        text = {path.removeprefix("encoders.text."): value for path, value in weights.items()}
+        qformer = from_bert(part_config(part, config), text)
+        return {f"{part}.{path}": value for path, value in qformer.items()}, assembly.definition.specs
+    return {path: value for path, value in weights.items() if path not in absent}, absent

@@ -26,8 +26,9 @@ from mmjax.weights.safetensors import Tensor, Tensors
 
 log = logging.getLogger(__name__)
 
-# Tensors that files may hold and nobody needs: tables that are computed, buffers of old releases.
+# Tensors that files may hold and nobody needs: tables that are computed, buffers of old releases, the heads of BERT's training.
 IGNORABLE = (
+    r"cls\.(predictions|seq_relationship)\..*",
     r".*\.rotary_emb\.inv_freq", r".*\b(position|token_type)_ids", r".*\.EncDecAttention\.relative_attention_bias\.weight",
 )  # fmt: skip
 

@@ -187,7 +187,7 @@ def edited(models, tmp_path, name, **changes):
         ("clip_text", {"eos_token_id": [1, 2]}, "one id is expected"),
         ("bert", {"is_decoder": True}, "is_decoder=True"),
         ("bert", {"position_embedding_type": "relative_key"}, "position_embedding_type='relative_key'"),
-        ("bert", {"architectures": ["BertForMaskedLM"]}, "'BertForMaskedLM', which is not supported"),
+        ("bert", {"architectures": ["BertForTokenClassification"]}, "'BertForTokenClassification', which is not supported"),
         ("roberta", {"pad_token_id": 15}, "max_positions=16 leaves no position"),
     ],
 )

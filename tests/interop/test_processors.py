@@ -129,6 +129,13 @@ def test_stage_one_is_exported_for_retrieval(exported, tmp_path):
             expected = reference.eval()(**inputs, use_image_text_matching_head=matching).logits_per_image.numpy()
         got = hf_forward(mmjax.from_pretrained(tmp_path), {**arrays, "use_image_text_matching_head": matching})
         np.testing.assert_allclose(got["logits_per_image"], expected, atol=1e-4)
+    with torch.no_grad():
+        expected = reference(**inputs)
+    got = mmjax.embed(
+        mmjax.from_pretrained(tmp_path), images=[world.pixels(number) for number in (1, 2)], texts=["is a red", "is a blue"]
+    )
+    np.testing.assert_allclose(got["image"], expected.image_embeds, atol=1e-4)
+    np.testing.assert_allclose(got["text"], expected.text_embeds, atol=1e-4)
 
 
 @pytest.mark.parametrize("vocabulary", [9, 8])

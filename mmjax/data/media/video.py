@@ -73,18 +73,19 @@ def sample_frames(data: bytes | np.ndarray, frames: int = FRAMES, *, name: str =
         return data[_evenly(len(data), frames)]
     try:
         import av
+        from av.error import FFmpegError
     except ImportError:
         raise UserError('videos are decoded by PyAV, which is not installed: pip install "av>=15"') from None
     try:
         wanted = _evenly(_count(data, name), frames)
-        with av.open(io.BytesIO(data), options={"format_whitelist": FORMATS, "protocol_whitelist": ""}) as container:
+        with av.open(io.BytesIO(data), "r", options={"format_whitelist": FORMATS, "protocol_whitelist": ""}) as container:
             last, kept = wanted[-1], []
             for number, frame in enumerate(container.decode(video=0)):
                 if number in wanted:
                     kept.append(frame.to_ndarray(format="rgb24"))
                 if number == last:
                     return np.stack(kept)
-    except (av.FFmpegError, ValueError, IndexError, MemoryError) as error:
+    except (FFmpegError, ValueError, IndexError, MemoryError) as error:
         raise ImageError("damaged", f"{name}: {len(data)} bytes that are no video, or a damaged one ({error})") from None
     raise ImageError("damaged", f"{name}: the video ends before its last frames; it is truncated")
 
@@ -93,7 +94,7 @@ def _count(data: bytes, name: str) -> int:
     """The frames of a file, counted without decoding them; its limits are checked on the way."""
     import av
 
-    with av.open(io.BytesIO(data), options={"format_whitelist": FORMATS, "protocol_whitelist": ""}) as container:
+    with av.open(io.BytesIO(data), "r", options={"format_whitelist": FORMATS, "protocol_whitelist": ""}) as container:
         if not container.streams.video:
             raise ImageError("no frames", f"{name}: the file has no video stream")
         stream = container.streams.video[0]

@@ -1,0 +1,86 @@
+"""Where parts begin: a Q-Former from BERT, and parts from files of LAVIS."""
+
+from __future__ import annotations
+
+import logging
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+import transformers
+from safetensors.numpy import load_file, save_file
+
+from mmjax.data.config import TokenizerConfig
+from mmjax.training.assembly import assemble, fill
+from mmjax.training.stage import Experiment
+from mmjax.types import UserError
+from tests.interop import test_lavis, tiny
+from tests.training.tiny import tiny_stage
+
+VISION = {"family": "vit", "width": 32, "layers": 3, "heads": 16, "ffn": 32, "patch_size": 14, "image_size": 28}
+QFORMER = {
+    "family": "qformer", "width": 24, "layers": 4, "heads": 12, "ffn": 48, "queries": 3, "encoder_width": 32,
+    "vocab": 41, "max_positions": 32, "output_width": 0, "stage1": True, "projection": 7,
+}  # fmt: skip
+
+
+def begin(image=None, connector=None, llm=None, **fields):
+    """The parameters before the first step; the arguments are the sources of the parts."""
+    parts = {
+        "encoders.image": VISION | ({"source": str(image)} if image else {}),
+        "connectors.image": QFORMER | fields | ({"source": str(connector)} if connector else {}),
+    }
+    if llm:
+        parts["llm"] = {"family": "opt", "vocab": 50, "width": 20, "layers": 2, "heads": 2, "ffn": 40, "max_positions": 32}
+    stage = tiny_stage(trainable=((".*", True),))
+    experiment = Experiment(name="sources", parts=parts, tokenizers=TokenizerConfig(llm=""), stages={"tiny": stage})
+    assembly = assemble(experiment, stage)
+    return assembly.definition, fill(assembly, experiment, {}, list(assembly.definition.specs))
+
+
+@pytest.mark.parametrize("first_names", [False, True])
+def test_a_qformer_that_begins_as_bert_reads_texts_as_bert(tmp_path, first_names):
+    sizes = {"hidden_size": 24, "num_hidden_layers": 4, "num_attention_heads": 12, "intermediate_size": 48, "vocab_size": 40}
+    config = transformers.BertConfig(**sizes, max_position_embeddings=32)
+    reference = tiny.draw(transformers.BertForMaskedLM(config), tmp_path)
+    if first_names:
+        tensors = load_file(tmp_path / "model.safetensors")
+        names = (("LayerNorm.weight", "LayerNorm.gamma"), ("LayerNorm.bias", "LayerNorm.beta"))
+        for new, old in names:
+            tensors = {key if key.startswith("cls") else key.replace(new, old): value for key, value in tensors.items()}
+        save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    definition, parameters = begin(connector=tmp_path)
+    qformer = definition.bind(parameters).connectors["image"]
+    tokens = np.random.default_rng(0).integers(0, 40, (2, 6))
+    with torch.no_grad():
+        reference.bert.embeddings.token_type_embeddings.weight.zero_()  # which a Q-Former has not
+        expected = reference.bert(torch.tensor(tokens)).last_hidden_state
+    got = qformer(None, None, jnp.asarray(tokens)[:, None], jnp.ones((2, 1, 6), bool)).text[:, 0]
+    np.testing.assert_allclose(got, expected, rtol=0, atol=1e-4)
+    prefix = "connectors.image.layers.layers.1"
+    np.testing.assert_array_equal(parameters[f"{prefix}.query_mlp.up.kernel"], parameters[f"{prefix}.text_mlp.up.kernel"])
+    assert parameters["connectors.image.word_embedding.table"].shape == (41, 24)
+
+
+def test_parts_come_from_files_of_lavis(tmp_path, caplog):
+    kind, text, prefix, _ = test_lavis.STAGE2["opt"]
+    reference = test_lavis.make(tmp_path, kind, text)
+    tensors = test_lavis.to_lavis(reference, language_model=f"{prefix}model", language_projection=f"{prefix}proj")
+    trimmed = test_lavis.of(tensors, "query_tokens", "Qformer.", "ln_vision", f"{prefix}proj")
+    torch.save({"model": trimmed}, tmp_path / "trimmed.pth")
+    torch.save(tensors, tmp_path / "whole.pth")
+    generative = {"llm": True, "output_width": 20, "stage1": False}
+    with caplog.at_level(logging.WARNING):
+        _, parameters = begin(tmp_path / "whole.pth", tmp_path / "trimmed.pth", **generative)
+    np.testing.assert_array_equal(parameters["encoders.image.norm.scale"], tensors["ln_vision.weight"])
+    np.testing.assert_array_equal(
+        parameters["encoders.image.layers.attention.query.bias"][1], tensors["visual_encoder.blocks.1.attn.q_bias"]
+    )
+    np.testing.assert_array_equal(parameters["connectors.image.projection.kernel"].T, tensors["opt_proj.weight"])
+    assert "trimmed.pth holds a Q-Former without text branch; drawn anew: " in caplog.text
+    assert "connectors.image.word_embedding.table" in caplog.text
+    with pytest.raises(UserError, match=r"trimmed.pth holds no encoders.image; it holds connectors.image"):
+        begin(tmp_path / "trimmed.pth", **generative)
+    with pytest.raises(UserError, match=r"connectors.image.source=.*trimmed.pth lacks connectors.image.heads"):
+        begin(None, tmp_path / "trimmed.pth", output_width=0)
