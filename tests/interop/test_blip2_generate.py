@@ -48,6 +48,7 @@ def make(directory, name):
     if encoder_decoder:
         config["text_config"]["decoder_start_token_id"] = PAD
     (directory / "config.json").write_text(json.dumps(config | {index: PLACEHOLDER}))
+    (directory / "generation_config.json").write_text(json.dumps({"eos_token_id": ENDS, "pad_token_id": PAD}))
     save_tokenizer(directory, "$A </s>" if encoder_decoder else "</s> $A", padding_side="right" if encoder_decoder else "left")
     save_tokenizer(directory / "qformer_tokenizer", "[CLS] $A [SEP]")
     whole = {"processor_class": "Blip2Processor" if name.startswith("blip2") else "InstructBlipProcessor"}
