@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
-from mmjax.layers.attention import KVCache, Mask, attend, write_slots
+from mmjax.layers.attention import KVCache, Mask, attend, attend_cached, write_slots
 from mmjax.layers.linear import Linear
 from mmjax.layers.norms import RMSNorm
 from mmjax.layers.parameters import normal
 from mmjax.layers.positions import Angles, rotate
 
-LayerCache = tuple[Float[Array, "b s kv_heads head_dim"], Float[Array, "b s kv_heads head_dim"]]
+LayerCache = tuple[Float[Array, "b kv_heads s head_dim"], Float[Array, "b kv_heads s head_dim"]]
+SourceKeysValues = tuple[Float[Array, "b s kv_heads head_dim"], Float[Array, "b s kv_heads head_dim"]]
 KeysValues = tuple[Float[Array, "b t kv_heads head_dim"], Float[Array, "b t kv_heads head_dim"]]  # of t new tokens
 
 
@@ -61,7 +63,7 @@ class MultiHeadAttention(nnx.Module):
         """Splits projected features into heads."""
         return x.reshape(*x.shape[:-1], -1, self.head_dim)
 
-    def keys_values(self, x: Float[Array, "b s kv_width"]) -> LayerCache:
+    def keys_values(self, x: Float[Array, "b s kv_width"]) -> SourceKeysValues:
         """Projects what is attended to, once for however many queries."""
         key = self.split(self.key(x))
         return key if self.key_norm is None else self.key_norm(key), self.split(self.value(x))
@@ -101,39 +103,41 @@ class MultiHeadAttention(nnx.Module):
         query, (key, value) = self.queries(x), self.keys_values(x)
         if angles is not None:
             query, key = (rotate(x, angles, interleaved=self.interleaved) for x in (query, key))
-        new = key, value
         if cache is not None:
             assert isinstance(mask, Mask), "a cache needs the structured mask, whose offset is the slot to write"
-            key, value = (write_slots(old, added, mask.offset) for old, added in zip(cache, new, strict=True))
-        output = attend(query, key, value, mask, scale=self.scale, bias=position_bias, dropout=dropout, dropout_key=dropout_key)
-        return self.merge(output), new
+            output = attend_cached(query, cache, (key, value), mask, scale=self.scale, bias=position_bias)
+        else:
+            how = {"dropout": dropout, "dropout_key": dropout_key}
+            output = attend(query, key, value, mask, scale=self.scale, bias=position_bias, **how)
+        return self.merge(output), (key, value)
 
     def cross(
-        self, x: Float[Array, "b t width"], keys_values: LayerCache, mask: Mask | Bool[Array, "b 1 t s"] | None = None
+        self, x: Float[Array, "b t width"], keys_values: SourceKeysValues, mask: Mask | Bool[Array, "b 1 t s"] | None = None
     ) -> Float[Array, "b t width"]:
         """Cross-attention to what `keys_values` has projected."""
         return self.merge(attend(self.queries(x), *keys_values, mask, scale=self.scale))
 
 
 def layer_caches(cache: KVCache | None) -> tuple[Array, Array] | None:
-    """The part of a cache that is scanned over layers."""
-    return None if cache is None else (cache.keys, cache.values)
+    """The part of a cache that is scanned over layers; None = there is nothing in it to attend to."""
+    return None if cache is None or cache.fresh else (cache.keys, cache.values)
 
 
 def cache_mask(segments: Array, cache: KVCache | None) -> tuple[Mask, KVCache | None]:
     """The causal mask of a decoder's new tokens, and the cache with their segments written."""
     if cache is None:
         return Mask(segments, segments, causal=True), None
-    cache = cache.admit(segments)
-    return Mask(segments, cache.segments, offset=cache.index, causal=True), cache
+    admitted = cache.admit(segments)
+    keys, offset = (segments, 0) if cache.fresh else (admitted.segments, cache.index)
+    return Mask(segments, keys, offset=offset, causal=True), admitted
 
 
 def advance(cache: KVCache | None, layers: tuple[Array, Array] | None, tokens: int) -> KVCache | None:
     """The cache after `tokens` new tokens, whose keys and values every layer returned."""
-    if cache is None:
+    if cache is None or layers is None:
         return None
     keys, values = (write_slots(old, new, cache.index) for old, new in zip((cache.keys, cache.values), layers, strict=True))
-    return KVCache(keys, values, segments=cache.segments, index=cache.index + tokens)
+    return KVCache(keys, values, segments=cache.segments, index=jnp.asarray(cache.index + tokens, jnp.int32))
 
 
 def layer_keys(key: Array | None, layers: int) -> Array | None:

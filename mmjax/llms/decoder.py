@@ -92,7 +92,7 @@ class Decoder(nnx.Module):
         def apply(block: Any, x: Array, layer: Any) -> tuple[Array, Any]:
             layer_cache, window = layer
             x, keys_values = block(x, mask=dataclasses.replace(mask, window=window), cache=layer_cache, **told)
-            return x, None if layer_cache is None else keys_values
+            return x, None if cache is None else keys_values
 
         x, layers = stack.run(self.layers, apply, x, (layer_caches(cache), windows))
         return self.leave(x), advance(cache, layers, embeddings.shape[1])

@@ -13,7 +13,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from mmjax.layers.mlp import GatedMLP, check_activation
-from mmjax.layers.multi_head import LayerCache, MultiHeadAttention
+from mmjax.layers.multi_head import KeysValues, MultiHeadAttention
 from mmjax.layers.norms import RMSNorm
 from mmjax.layers.positions import RotaryScaling, rotary_angles
 from mmjax.llms.decoder import Decoder, head_entry
@@ -269,7 +269,7 @@ class Block(nnx.Module):
         self.mlp_norm = RMSNorm(config.width, config.eps)
         self.mlp = GatedMLP(config.width, config.ffn, config.activation, bias=config.mlp_bias)
 
-    def __call__(self, x: Float[Array, "b t d"], **told: Any) -> tuple[Float[Array, "b t d"], LayerCache]:
+    def __call__(self, x: Float[Array, "b t d"], **told: Any) -> tuple[Float[Array, "b t d"], KeysValues]:
         attended, keys_values = self.attention(self.attention_norm(x), **told)
         x = x + attended
         return x + self.mlp(self.mlp_norm(x)), keys_values

@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Int
 
 from mmjax.layers.linear import Embedding, Linear
 from mmjax.layers.mlp import MLP, check_activation
-from mmjax.layers.multi_head import LayerCache, MultiHeadAttention
+from mmjax.layers.multi_head import KeysValues, MultiHeadAttention
 from mmjax.layers.norms import LayerNorm
 from mmjax.llms.decoder import Decoder, head_entry
 from mmjax.weights.table import Entry, Table, linear, norm
@@ -104,7 +104,7 @@ class Block(nnx.Module):
         self.mlp = MLP(config.width, config.ffn, config.activation, bias=config.bias)
         self.norm_first = config.norm_first
 
-    def __call__(self, x: Float[Array, "b t d"], **told: Any) -> tuple[Float[Array, "b t d"], LayerCache]:
+    def __call__(self, x: Float[Array, "b t d"], **told: Any) -> tuple[Float[Array, "b t d"], KeysValues]:
         if self.norm_first:
             attended, keys_values = self.attention(self.attention_norm(x), **told)
             x = x + attended

@@ -9,7 +9,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from mmjax.layers.mlp import GatedMLP, check_activation
-from mmjax.layers.multi_head import LayerCache, MultiHeadAttention
+from mmjax.layers.multi_head import KeysValues, MultiHeadAttention
 from mmjax.layers.norms import LayerNorm
 from mmjax.layers.parameters import normal
 from mmjax.layers.positions import RotaryScaling, rotary_angles
@@ -81,7 +81,7 @@ class Block(nnx.Module):
         )
         self.mlp = GatedMLP(config.width, config.ffn, config.activation)
 
-    def __call__(self, x: Float[Array, "b t d"], **told: Any) -> tuple[Float[Array, "b t d"], LayerCache]:
+    def __call__(self, x: Float[Array, "b t d"], **told: Any) -> tuple[Float[Array, "b t d"], KeysValues]:
         normed = self.norm(x)
         attended, keys_values = self.attention(normed, **told)
         return x + attended + self.mlp(normed), keys_values

@@ -14,7 +14,7 @@ from mmjax.layers import stack
 from mmjax.layers.attention import KVCache, Mask
 from mmjax.layers.linear import Embedding, Linear
 from mmjax.layers.mlp import ACTIVATIONS, MLP, GatedMLP
-from mmjax.layers.multi_head import LayerCache, MultiHeadAttention, advance, cache_mask, layer_caches
+from mmjax.layers.multi_head import MultiHeadAttention, SourceKeysValues, advance, cache_mask, layer_caches
 from mmjax.layers.norms import RMSNorm
 from mmjax.layers.parameters import normal
 from mmjax.layers.parameters import stack as stacked
@@ -156,12 +156,14 @@ class Stack(nnx.Module):
         mask: Mask,
         *,
         caches: tuple[Array, Array] | None = None,
+        keep: bool = False,
         source: Encoded | None = None,
         source_keys_values: tuple[Array, Array] | None = None,
         source_mask: Mask | None = None,
     ) -> tuple[Float[Array, "b t d"], tuple[Array, Array] | None]:
-        """Final hidden states, and with `caches` (keys and values of all layers) those with the new tokens in them.
+        """Final hidden states, and with `keep` the keys and values of these tokens in all layers.
 
+        `caches` are the keys and values of the tokens before, in all layers.
         The decoder gets `source_mask`, and either `source`, of which each layer projects keys and values as it needs them, or
         the `source_keys_values` of all layers.
         """
@@ -176,10 +178,10 @@ class Stack(nnx.Module):
             if block.cross is not None:
                 read = block.cross.keys_values(source.hidden) if read is None else read
                 x = x + block.cross.cross(block.cross_norm(x), read, source_mask)
-            return x + block.mlp(block.mlp_norm(x)), None if own is None else keys_values
+            return x + block.mlp(block.mlp_norm(x)), keys_values if keep else None
 
-        x, caches = stack.run(self.layers, apply, x, (caches, source_keys_values))
-        return self.norm(x), caches
+        x, kept = stack.run(self.layers, apply, x, (caches, source_keys_values))
+        return self.norm(x), kept
 
 
 class T5(nnx.Module):
@@ -243,6 +245,7 @@ class T5(nnx.Module):
             embeddings,
             mask,
             caches=layer_caches(own),
+            keep=True,
             source_keys_values=(cache.source_keys, cache.source_values),
             source_mask=Mask(segments, cache.source_segments),
         )
@@ -260,7 +263,7 @@ class T5(nnx.Module):
         config = self.config
         own = KVCache.empty(config.decoder_layers, rows, length, config.heads, config.head_dim, source.hidden.dtype)
 
-        def project(block: Block, _: None, __: None) -> tuple[None, LayerCache]:
+        def project(block: Block, _: None, __: None) -> tuple[None, SourceKeysValues]:
             return None, block.cross.keys_values(source.hidden)
 
         _, (keys, values) = stack.run(self._writer().layers, project, None)

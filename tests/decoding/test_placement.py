@@ -13,7 +13,7 @@ from mmjax.decoding.search import Searcher
 from mmjax.parallel.axes import shardings
 from mmjax.parallel.mesh import make_mesh
 
-CACHE = P(None, ("replica", "fsdp"), None, "tensor")
+CACHE = P(None, ("replica", "fsdp"), "tensor")
 
 
 def test_a_mesh_changes_no_token(toy):
@@ -39,9 +39,9 @@ def test_the_cache_lies_where_its_heads_and_rows_are_and_is_never_copied(toy):
     state = searcher._start(sharded, batch, zeros, knobs, options=static)
     for step in (3, 6):
         cache = state.reader.cache
-        for values in (cache.keys, cache.values):  # [layers rows slots heads head_dim]
+        for values in (cache.keys, cache.values):  # [layers rows heads slots head_dim]
             assert values.sharding.is_equivalent_to(NamedSharding(mesh, CACHE), values.ndim)
-            assert {shard.data.shape for shard in values.addressable_shards} == {(2, 1, 13, 1, 8)}
+            assert {shard.data.shape for shard in values.addressable_shards} == {(2, 1, 1, 13, 8)}
         before, state = state, searcher._advance(sharded, state, zeros > 0, np.int32(step), knobs, options=static)
         assert all(leaf.is_deleted() for leaf in jax.tree.leaves(before))
     assert searcher.compilations == 2

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from mmjax.layers.attention import KVCache, Mask, attend, attention_weights, drop
+from mmjax.layers.attention import KVCache, Mask, attend, attend_cached, attention_weights, drop
 
 DRAW = np.random.default_rng(0)
 
@@ -75,6 +75,21 @@ def test_dropout_keeps_the_mean_and_needs_a_key():
 
 def test_a_cache_admits_segments_where_it_writes():
     cache = KVCache.empty(2, 3, 6, 1, 4, jnp.bfloat16)
-    assert cache.keys.shape == (2, 3, 6, 1, 4) and cache.keys.dtype == jnp.bfloat16
+    assert cache.keys.shape == (2, 3, 1, 6, 4) and cache.keys.dtype == jnp.bfloat16 and cache.fresh
     admitted = KVCache(cache.keys, cache.values, cache.segments, jnp.int32(2)).admit(jnp.ones((3, 2), jnp.int32))
     np.testing.assert_array_equal(admitted.segments, [[0, 0, 1, 1, 0, 0]] * 3)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize(("heads", "kv_heads", "tokens", "window"), [(4, 2, 1, None), (4, 1, 3, None), (2, 2, 2, 3)])
+def test_attention_to_a_cache_that_lacks_the_new_tokens(heads, kv_heads, tokens, window, bias):
+    """As if their keys and values stood in their slots already: `attend` over all of them."""
+    rows, slots, written, width = 2, 9, 4, 8
+    segments = jnp.ones((rows, slots), jnp.int32).at[1, :2].set(0).at[:, written + tokens :].set(0)
+    query, keys, values = drawn(rows, tokens, heads, width), *(drawn(rows, slots, kv_heads, width) for _ in range(2))
+    scores = drawn(1, heads, tokens, slots) if bias else None
+    mask = Mask(jnp.ones((rows, tokens), jnp.int32), segments, offset=jnp.int32(written), window=window, causal=True)
+    expected = attend(query, keys, values, mask, bias=scores)
+    cached = tuple(jnp.swapaxes(x.at[:, written:].set(0), 1, 2) for x in (keys, values))
+    new = tuple(x[:, written : written + tokens] for x in (keys, values))
+    np.testing.assert_allclose(attend_cached(query, cached, new, mask, bias=scores), expected, atol=1e-5)
