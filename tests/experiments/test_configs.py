@@ -97,13 +97,11 @@ def stages(*configs: tuple[str, str]) -> list[tuple[str, str, str]]:
     return [(module, arg, stage) for module, arg in configs for stage in resolve(module, arg).stages]
 
 
-TOYS = stages(
-    ("blip2.shapes", ""), ("blip2.shapes", "llm=smollm2"), ("blip2.easy_vqa", ""), ("blip2.stage2", "llm=flan_t5_xl,tiny"),
-    ("instructblip.instruct", "llm=flan_t5_xl,tiny"), *((module, "tiny") for module in PUBLISHED),
-)  # fmt: skip
-RELEASED = stages(
-    *((module, "") for module in PUBLISHED), ("blip2.stage1", "encoder=clip_l"), ("blip2.stage2", "llm=flan_t5_xl"),
-    ("instructblip.instruct", "llm=flan_t5_xl"),
+TOYS = stages(("blip2.shapes", ""), ("blip2.stage2", "llm=flan_t5_xl,tiny"), ("instructblip.instruct", "tiny"))
+OTHERS = stages(
+    ("blip2.shapes", "llm=smollm2"), ("blip2.easy_vqa", ""), ("instructblip.instruct", "llm=flan_t5_xl,tiny"),
+    *((module, "tiny") for module in PUBLISHED[:-1]), *((module, "") for module in PUBLISHED),
+    ("blip2.stage1", "encoder=clip_l"), ("blip2.stage2", "llm=flan_t5_xl"), ("instructblip.instruct", "llm=flan_t5_xl"),
 )  # fmt: skip
 
 
@@ -131,8 +129,8 @@ def test_step_compiles_on_shapes(module, arg, name):
 
 
 @pytest.mark.heavy
-@pytest.mark.parametrize(("module", "arg", "name"), RELEASED)
-def test_step_compiles_at_released_size(module, arg, name):
+@pytest.mark.parametrize(("module", "arg", "name"), OTHERS)
+def test_every_other_step_compiles_on_shapes(module, arg, name):
     compile_step(module, arg, name)
 
 

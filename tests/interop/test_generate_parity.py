@@ -53,8 +53,14 @@ def clear_prompts(reference, beams: int):
     return [np.concatenate(rows)[:PROMPTS] for rows in zip(*kept, strict=True)]
 
 
-@pytest.mark.parametrize("beams", [1, 3])
-@pytest.mark.parametrize("name", ["llama", "llama3", "mistral", "qwen2", "qwen3", "opt", "opt_350m", "palm"])
+NAMES = ("llama", "llama3", "mistral", "qwen2", "qwen3", "opt", "opt_350m", "palm")
+QUICK = (("llama", 3), ("opt", 1), ("palm", 1))
+CASES = [
+    pytest.param(name, beams, marks=() if (name, beams) in QUICK else pytest.mark.heavy) for name in NAMES for beams in (1, 3)
+]
+
+
+@pytest.mark.parametrize(("name", "beams"), CASES)
 def test_tokens_and_scores_are_those_of_transformers(name, beams, tmp_path):
     reference = language_models.make(name, tmp_path)
     tokens, mask, answers, scores = clear_prompts(reference, beams)
