@@ -19,11 +19,12 @@ from mmjax.types.config import parse_arg
 
 def get_config(arg: str | None = None) -> ConfigDict:
     """The experiment; arguments: llm, encoder, stage2 (a finished run), tiny."""
-    chosen = parse_arg(arg, llm="opt_2_7b", encoder="eva_clip_g", stage2="runs/blip2-stage2", tiny=False)
+    chosen = parse_arg(arg, llm="opt_2_7b", encoder="eva_clip_g", stage2="", tiny=False)
     tiny = chosen.tiny
-    encoder = published.image_encoder(chosen.encoder, 364, source=chosen.stage2, tiny=tiny)
+    source = published.earlier(chosen.stage2, "runs/blip2-stage2", tiny)
+    encoder = published.image_encoder(chosen.encoder, 364, source=source, tiny=tiny)
     llm = published.language_model(chosen.llm, tiny=tiny)
-    connector = published.qformer(encoder, llm, source=chosen.stage2, vocab=0, tiny=tiny)
+    connector = published.qformer(encoder, llm, source=source, vocab=0, tiny=tiny)
     sources = {"coco_caption": {"template": "caption_photo", "builder": "coco_caption"}}
     stage = {
         "steps": 60 if tiny else 5 * 566_747 // 256,  # five epochs of the Karpathy split's captions

@@ -24,6 +24,7 @@ from mmjax.types import UserError
 
 Part = dict[str, Any]
 
+BERT = "weights/google-bert/bert-base-uncased"
 BERT_VOCAB = 30523  # BERT's, and [DEC]
 TINY_WIDTH, TINY_VOCAB, TINY_QUERIES, TINY_IMAGE, TINY_DEC = 48, 128, 4, 36, 5
 
@@ -78,12 +79,18 @@ TINY_LLM: dict[str, dict[str, Any]] = {
 }
 
 
+def earlier(chosen: str, usual: str, tiny: bool) -> str:
+    """The finished run that a recipe begins with: the chosen one, else the usual one; a toy may begin with nothing."""
+    return chosen or ("" if tiny else usual)
+
+
 def image_encoder(name: str, image_size: int, *, source: str = "", tiny: bool = False) -> Part:
     """The image encoder for pictures of a size; `source` instead of its own weights."""
     config, weights = ENCODERS[name]
     if tiny:
         sizes = {"width": TINY_WIDTH, "layers": 2, "heads": 3, "ffn": 2 * TINY_WIDTH, "patch_size": 12}
-        return {"family": "vit", **dataclasses.asdict(dataclasses.replace(config, **sizes, image_size=TINY_IMAGE))}
+        config = dataclasses.replace(config, **sizes, image_size=TINY_IMAGE)
+        return {"family": "vit", "source": source, **dataclasses.asdict(config)}
     config = dataclasses.replace(config, image_size=image_size)
     return {"family": "vit", "source": source or weights, **dataclasses.asdict(config)}
 
@@ -93,12 +100,10 @@ def qformer(encoder: Part, llm: Part | None, *, source: str, tiny: bool = False,
     sizes: dict[str, Any] = {"encoder_width": encoder["width"], "output_width": llm["width"] if llm else 0}
     if fields.get("vocab") is None:
         fields["vocab"] = TINY_VOCAB if tiny else BERT_VOCAB
-    if not tiny:
-        return {"family": "qformer", "source": source, **dataclasses.asdict(QFormerConfig(**sizes, **fields))}
-    sizes |= {"width": TINY_WIDTH, "layers": 2, "heads": 3, "ffn": 2 * TINY_WIDTH, "queries": TINY_QUERIES, "max_positions": 64}
-    if fields["vocab"]:
-        sizes["decoder_start"] = TINY_DEC
-    return {"family": "qformer", **dataclasses.asdict(QFormerConfig(**sizes, **fields))}
+    if tiny:
+        sizes |= {"width": TINY_WIDTH, "layers": 2, "heads": 3, "ffn": 2 * TINY_WIDTH, "queries": TINY_QUERIES}
+        sizes |= {"max_positions": 64, "decoder_start": TINY_DEC if fields["vocab"] else -1}
+    return {"family": "qformer", "source": source, **dataclasses.asdict(QFormerConfig(**sizes, **fields))}
 
 
 def language_model(name: str, *, tiny: bool = False) -> Part:
@@ -115,11 +120,10 @@ def tokenizers(llm: str | None, *, reads_text: bool, tiny: bool = False) -> dict
     """The tokenizers; `reads_text` says whether the Q-Former has one of its own."""
     if tiny:
         return {"llm": "data/shapes/tokenizer", "connector": ""}
-    bert = "weights/google-bert/bert-base-uncased"
     if llm is None:
-        return {"llm": bert}
+        return {"llm": BERT}
     chosen = LLMS[llm]
-    return {"llm": chosen.source, "connector": bert if reads_text else "", "begin": chosen.begin, "end": chosen.end}
+    return {"llm": chosen.source, "connector": BERT if reads_text else "", "begin": chosen.begin, "end": chosen.end}
 
 
 def mixture(sources: Mapping[str, Mapping[str, Any]], *, tiny: bool = False) -> dict[str, dict[str, Any]]:

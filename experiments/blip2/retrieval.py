@@ -25,10 +25,11 @@ BY_ENCODER = {
 
 def get_config(arg: str | None = None) -> ConfigDict:
     """The experiment; arguments: encoder (eva_clip_g or clip_l), stage1 (a finished run), tiny."""
-    chosen = parse_arg(arg, encoder="eva_clip_g", stage1="runs/blip2-stage1", tiny=False)
+    chosen = parse_arg(arg, encoder="eva_clip_g", stage1="", tiny=False)
     tiny, settings = chosen.tiny, BY_ENCODER[chosen.encoder]
-    encoder = published.image_encoder(chosen.encoder, 364, source=chosen.stage1, tiny=tiny)
-    connector = published.qformer(encoder, None, source=chosen.stage1, stage1=True, tiny=tiny)
+    source = published.earlier(chosen.stage1, "runs/blip2-stage1", tiny)
+    encoder = published.image_encoder(chosen.encoder, 364, source=source, tiny=tiny)
+    connector = published.qformer(encoder, None, source=source, stage1=True, tiny=tiny)
     sources = {"coco_caption": {"template": "caption_pair", "builder": "coco_caption"}}
     stage = {
         "steps": 60 if tiny else 5 * 566_747 // 224,  # five epochs of the Karpathy split's captions

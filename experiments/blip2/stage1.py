@@ -50,7 +50,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     chosen = parse_arg(arg, encoder="eva_clip_g", preset="paper", tiny=False)
     preset, tiny = published.choose(presets(chosen.encoder), chosen.preset), chosen.tiny
     encoder = published.image_encoder(chosen.encoder, 224, tiny=tiny)
-    connector = published.qformer(encoder, None, source="weights/google-bert/bert-base-uncased", stage1=True, tiny=tiny)
+    connector = published.qformer(encoder, None, source="" if tiny else published.BERT, stage1=True, tiny=tiny)
     sources = {name: {"template": "caption_pair", **BUILT.get(name, {})} for name in preset["data"]}
     stage = {
         "steps": 60 if tiny else preset["steps"],

@@ -44,11 +44,12 @@ def presets(llm: str) -> dict[str, dict[str, Any]]:
 
 def get_config(arg: str | None = None) -> ConfigDict:
     """The experiment; arguments: llm, encoder, preset (paper or upstream), stage1 (a finished run), tiny."""
-    chosen = parse_arg(arg, llm="opt_2_7b", encoder="eva_clip_g", preset="paper", stage1="runs/blip2-stage1", tiny=False)
+    chosen = parse_arg(arg, llm="opt_2_7b", encoder="eva_clip_g", preset="paper", stage1="", tiny=False)
     preset, tiny = published.choose(presets(chosen.llm), chosen.preset), chosen.tiny
-    encoder = published.image_encoder(chosen.encoder, 224, tiny=tiny)
+    source = published.earlier(chosen.stage1, "runs/blip2-stage1", tiny)
+    encoder = published.image_encoder(chosen.encoder, 224, source=source, tiny=tiny)
     llm = published.language_model(chosen.llm, tiny=tiny)
-    connector = published.qformer(encoder, llm, source=chosen.stage1, vocab=0, tiny=tiny)
+    connector = published.qformer(encoder, llm, source=source, vocab=0, tiny=tiny)
     splits = llm["family"] == "t5"
     template = "caption_suffix" if splits else "caption"
     sources = {name: {"template": template, **BUILT.get(name, {})} for name in preset["data"]}

@@ -22,11 +22,12 @@ QUESTIONS = 128  # of a step
 
 def get_config(arg: str | None = None) -> ConfigDict:
     """The experiment; arguments: llm, encoder, stage2 (a finished run), tiny."""
-    chosen = parse_arg(arg, llm="opt_2_7b", encoder="eva_clip_g", stage2="runs/blip2-stage2", tiny=False)
+    chosen = parse_arg(arg, llm="opt_2_7b", encoder="eva_clip_g", stage2="", tiny=False)
     tiny = chosen.tiny
-    encoder = published.image_encoder(chosen.encoder, 490, source=chosen.stage2, tiny=tiny)
+    source = published.earlier(chosen.stage2, "runs/blip2-stage2", tiny)
+    encoder = published.image_encoder(chosen.encoder, 490, source=source, tiny=tiny)
     llm = published.language_model(chosen.llm, tiny=tiny)
-    connector = published.qformer(encoder, llm, source=chosen.stage2, tiny=tiny)
+    connector = published.qformer(encoder, llm, source=source, tiny=tiny)
     splits = llm["family"] == "t5"
     sources = {
         "vqav2_train": {"path": "data/vqav2", "builder": "vqav2", "split": "train"},

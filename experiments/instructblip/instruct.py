@@ -40,11 +40,12 @@ HELD_IN: dict[str, dict[str, Any]] = {
 
 def get_config(arg: str | None = None) -> ConfigDict:
     """The experiment; arguments: llm, stage2 (a finished run), tiny."""
-    chosen = parse_arg(arg, llm="vicuna_7b", stage2="runs/blip2-stage2", tiny=False)
+    chosen = parse_arg(arg, llm="vicuna_7b", stage2="", tiny=False)
     tiny = chosen.tiny
-    encoder = published.image_encoder("eva_clip_g", 224, source=chosen.stage2, tiny=tiny)
+    source = published.earlier(chosen.stage2, "runs/blip2-stage2", tiny)
+    encoder = published.image_encoder("eva_clip_g", 224, source=source, tiny=tiny)
     llm = published.language_model(chosen.llm, tiny=tiny)
-    connector = published.qformer(encoder, llm, source=chosen.stage2, tiny=tiny)
+    connector = published.qformer(encoder, llm, source=source, tiny=tiny)
     splits, per_row, longest = llm["family"] == "t5", 8, 32 if tiny else 128
     questions = 32 if tiny else published.LLMS[chosen.llm].rows[1]
     stage = {

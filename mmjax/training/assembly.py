@@ -40,8 +40,12 @@ from mmjax.weights import table
 
 log = logging.getLogger(__name__)
 
-# What a Q-Former that reads questions has and one that reads none lacks.
-TEXT_BRANCH = r"connectors\.image\.((word|position)_embedding\.table|layers\..*\.text_(mlp|end)\..*)"
+# What one stage of BLIP-2 has and another lacks: a source may hold all of such a piece, or nothing.
+PIECES = {
+    "text branch of the Q-Former": r"connectors\.image\.((word|position)_embedding\.table|layers\..*\.text_(mlp|end)\..*)",
+    "projection to a language model": r"connectors\.image\.projection\..*",
+    "heads of stage 1": r"connectors\.image\.heads\..*",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -155,10 +159,11 @@ def _read_source(assembly: Assembly, part: str, config: Mapping[str, Any], paths
     if not found:
         raise UserError(f"--config.parts.{part}.source={source} holds no weights of {part}")
     missing = [path for path in paths if path not in found and path not in absent and not is_factor(path)]
-    unread = [path for path in missing if re.fullmatch(TEXT_BRANCH, path)]
-    if unread and not any(re.fullmatch(TEXT_BRANCH, path) for path in weights):  # a Q-Former of BLIP-2's stage 2
-        log.warning("%s holds a Q-Former without text branch; drawn anew: %s", source, table.report("parameters", unread, []))
-        missing = [path for path in missing if path not in unread]
+    for piece, pattern in PIECES.items():
+        unread = [path for path in missing if re.fullmatch(pattern, path)]
+        if unread and not any(re.fullmatch(pattern, path) for path in weights):
+            log.warning("%s holds no %s; drawn anew: %s", source, piece, table.report("parameters", unread, []))
+            missing = [path for path in missing if path not in unread]
     if missing:
         raise UserError(
             f"--config.parts.{part}.source={source} lacks {missing[0]} (and {len(missing) - 1} more): the sizes in "
