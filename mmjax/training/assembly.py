@@ -22,10 +22,10 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Array
 
+import mmjax
 from mmjax.connectors.qformer import from_bert
 from mmjax.interop import lavis
 from mmjax.interop.image_size import with_image_size
-from mmjax.interop.pretrained import from_pretrained
 from mmjax.layers.lora import is_factor, lora_scales, merge_lora
 from mmjax.layers.parameters import Definition, Parameters
 from mmjax.parallel.axes import shardings
@@ -175,14 +175,14 @@ def _read_source(assembly: Assembly, part: str, config: Mapping[str, Any], paths
 def _stored(assembly: Assembly, part: str, config: Mapping[str, Any]) -> tuple[Parameters, Collection[str]]:
     """What the source of a part holds, and the paths that are never stored in such a source.
 
-    A directory in Hugging Face layout, of which an image encoder that is to read pictures of another size gets its positions
-    resized; the directory of a BERT, from which a Q-Former begins; or a file of LAVIS.
+    The workdir of a finished run or a directory in Hugging Face layout, of which an image encoder that is to read pictures of
+    another size gets its positions resized; the directory of a BERT, from which a Q-Former begins; or a file of LAVIS.
     """
     source = config["source"]
     if Path(source).is_file():
         heads = {part: heads} if (heads := config.get("heads")) else {}
         return lavis.read_part(part, source, mesh=assembly.mesh, heads=heads)[1], ()
-    model = from_pretrained(source, mesh=assembly.mesh)
+    model = mmjax.from_pretrained(source, mesh=assembly.mesh)
     if part == "encoders.image" and part in model.config["parts"]:
         model = with_image_size(model, config["image_size"])
     absent: Any = model.config.get("absent", ())

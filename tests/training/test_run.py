@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 import shutil
 import signal
@@ -14,11 +15,14 @@ from ml_collections import ConfigDict
 
 import data_pipelines
 from mmjax.training import run as run_module
+from mmjax.training.assembly import assemble, fill
 from mmjax.training.checkpoint import Checkpoints
 from mmjax.training.metrics import read_lines
 from mmjax.training.preemption import Stopped
 from mmjax.training.run import load_model, train
+from mmjax.training.stage import Experiment
 from mmjax.types import UserError
+from mmjax.types.config import from_config
 
 
 @pytest.fixture(scope="module")
@@ -145,6 +149,25 @@ def test_whole_run(config, finished, evaluated):
     before = curve(finished)
     train(ConfigDict(config), finished)
     assert curve(finished) == before and not evaluated, "nothing is left to do"
+
+
+def test_a_run_is_the_source_of_another(config, finished):
+    """Parts begin with what a finished run has trained; a text branch and heads that it lacks are drawn."""
+    parts = config["parts"]
+    for part in (parts["encoders"]["image"], parts["connectors"]["image"]):
+        part["source"] = str(finished)
+    parts["connectors"]["image"] |= {"stage1": True, "vocab": 64}
+    experiment = from_config(Experiment, config)
+    stage = dataclasses.replace(experiment.stages["caption"], name="caption")
+    assembly = assemble(experiment, stage)
+    begun, trained = fill(assembly, experiment, {}, list(assembly.definition.specs)), parameters(finished)
+    taken = [path for path in begun if path in trained and not path.startswith("llm.")]
+    assert {path.split(".")[0] for path in taken} == {"encoders", "connectors"}
+    for path in taken:
+        np.testing.assert_array_equal(begun[path], trained[path], err_msg=path)
+    heads = [path for path in begun if path.startswith("connectors.image.heads.")]
+    words = "connectors.image.word_embedding.table"
+    assert heads and words in begun and not {*heads, words} & set(trained)
 
 
 def test_stages_build_on_each_other(finished):

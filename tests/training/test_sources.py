@@ -78,7 +78,7 @@ def test_parts_come_from_files_of_lavis(tmp_path, caplog):
         parameters["encoders.image.layers.attention.query.bias"][1], tensors["visual_encoder.blocks.1.attn.q_bias"]
     )
     np.testing.assert_array_equal(parameters["connectors.image.projection.kernel"].T, tensors["opt_proj.weight"])
-    assert "trimmed.pth holds a Q-Former without text branch; drawn anew: " in caplog.text
+    assert "trimmed.pth holds no text branch of the Q-Former; drawn anew: " in caplog.text
     assert "connectors.image.word_embedding.table" in caplog.text
     with pytest.raises(UserError, match=r"trimmed.pth holds no encoders.image; it holds connectors.image"):
         begin(tmp_path / "trimmed.pth", **generative)
