@@ -82,5 +82,8 @@ def test_parts_come_from_files_of_lavis(tmp_path, caplog):
     assert "connectors.image.word_embedding.table" in caplog.text
     with pytest.raises(UserError, match=r"trimmed.pth holds no encoders.image; it holds connectors.image"):
         begin(tmp_path / "trimmed.pth", **generative)
-    with pytest.raises(UserError, match=r"connectors.image.source=.*trimmed.pth lacks connectors.image.heads"):
+    with caplog.at_level(logging.WARNING):
         begin(None, tmp_path / "trimmed.pth", output_width=0)
+    assert "trimmed.pth holds no heads of stage 1; drawn anew: " in caplog.text
+    with pytest.raises(UserError, match=r"connectors.image.source=.*trimmed.pth lacks connectors.image.layers"):
+        begin(None, tmp_path / "trimmed.pth", output_width=0, frequency=4)
