@@ -21,7 +21,7 @@ TEMPLATE = flags.DEFINE_string(
 )
 MAX_TOKENS = flags.DEFINE_integer("max_tokens", 1024, "longest answer in tokens, and the default of requests", lower_bound=1)
 BATCH_SIZE = flags.DEFINE_integer("batch_size", 16, "answers decoded at once", lower_bound=1)
-WARM_UP = flags.DEFINE_integer("warm_up", 512, "compile first for prompts of so many tokens; 0 = at first use", lower_bound=0)
+WARM_UP = flags.DEFINE_integer("warm_up", 0, "compile first for prompts of so many tokens; 0 = at first use", lower_bound=0)
 FETCH_IMAGES = flags.DEFINE_bool("fetch_images", False, "download http(s) pictures for clients, from public addresses")
 FETCH_HOSTS = flags.DEFINE_list("fetch_hosts", [], "hosts of a private network that --fetch_images may ask too")
 
