@@ -13,6 +13,7 @@ os.environ.update(
     JAX_PLATFORMS="cpu",
     XLA_FLAGS="--xla_force_host_platform_device_count=8",
     JAX_COMPILATION_CACHE_DIR=str(ROOT / ".jax_cache"),
+    JAX_DISABLE_MOST_OPTIMIZATIONS="1",  # most of the time goes to compiling, for programs that run once
     JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0",
     JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES="-1",
     HF_HUB_OFFLINE="1",

@@ -159,10 +159,11 @@ def test_the_loop_neither_encodes_nor_projects_the_source_again(pair):
     program = str(jax.make_jaxpr(advance)(model.parameters, state, np.zeros(2, bool), np.int32(6)))
     assert "[4,13,24]" not in program, "no hidden state of the source enters the loop"
     gathers = [line for line in program.splitlines() if "= gather[" in line]
-    assert any("[3,4,6,4,10]" in line for line in gathers), "a beam's own keys move"
+    assert any("[3,4,4,6,10]" in line for line in gathers), "a beam's own keys move"
     assert not any("[3,4,13,4,10]" in line for line in gathers), "the source's keys stay"
 
 
+@pytest.mark.heavy
 def test_a_mesh_changes_no_token(pair):
     _, model, searcher = pair
     mesh = make_mesh({"replica": 2, "fsdp": 2, "tensor": 2})

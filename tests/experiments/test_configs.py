@@ -97,10 +97,10 @@ def stages(*configs: tuple[str, str]) -> list[tuple[str, str, str]]:
     return [(module, arg, stage) for module, arg in configs for stage in resolve(module, arg).stages]
 
 
-TOYS = stages(("blip2.shapes", ""), ("blip2.stage2", "llm=flan_t5_xl,tiny"), ("instructblip.instruct", "tiny"))
+TOYS = stages(("blip2.shapes", ""), ("instructblip.instruct", "llm=flan_t5_xl,tiny"))
 OTHERS = stages(
-    ("blip2.shapes", "llm=smollm2"), ("blip2.easy_vqa", ""), ("instructblip.instruct", "llm=flan_t5_xl,tiny"),
-    *((module, "tiny") for module in PUBLISHED[:-1]), *((module, "") for module in PUBLISHED),
+    ("blip2.shapes", "llm=smollm2"), ("blip2.easy_vqa", ""), ("blip2.stage2", "llm=flan_t5_xl,tiny"),
+    *((module, "tiny") for module in PUBLISHED), *((module, "") for module in PUBLISHED),
     ("blip2.stage1", "encoder=clip_l"), ("blip2.stage2", "llm=flan_t5_xl"), ("instructblip.instruct", "llm=flan_t5_xl"),
 )  # fmt: skip
 

@@ -88,7 +88,10 @@ def check_answers(model, reference, inputs, media, beams):
     return {answer.tokens for answer in answers}
 
 
-@pytest.mark.parametrize("name", ["blip2", "blip2_t5", "instructblip_llama", "instructblip_t5"])
+T5S = [pytest.param(name, marks=pytest.mark.heavy) for name in ("blip2_t5", "instructblip_t5")]
+
+
+@pytest.mark.parametrize("name", ["blip2", "instructblip_llama", *T5S])
 def test_tokens_are_those_of_transformers(tmp_path, name):
     reference = make(tmp_path, name)
     images = pictures(len(PROMPTS))
@@ -99,6 +102,7 @@ def test_tokens_are_those_of_transformers(tmp_path, name):
     assert len(found) > 3 and len(set(map(len, found))) > 1, found
 
 
+@pytest.mark.heavy
 def test_videos_are_answered_as_by_transformers(tmp_path):
     """Its own processor of videos needs torchvision; theirs for pictures gives the same pixels frame by frame."""
     reference = make(tmp_path, "video_llama")

@@ -91,6 +91,7 @@ def test_a_generated_answer_scores_the_sum_of_its_log_probabilities(model):
     np.testing.assert_allclose(scores, [answer.logprobs.sum() for answer in answers], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.heavy
 def test_a_t5_learns_from_a_config(tmp_path, monkeypatch):
     """Questions packed as pairs; the loss falls, and the workdir answers."""
     import data_pipelines
