@@ -28,12 +28,6 @@ def test_torch_is_pinned():
 OURS = ("mmjax", "launch", "data_pipelines")
 CARRIED = {"numpy", "ml-dtypes", "tokenizers"}  # by jax and transformers
 SERVING = {"fastapi", "uvicorn", "pydantic", "starlette"}  # the extra `serve`, and what it brings
-    "fastapi",
-    "uvicorn",
-    "pydantic",
-    "starlette",
-    "httpx",
-}  # the extra `serve`, imported by launch.serve once it is there
 
 
 def canonical(name: str) -> str:
