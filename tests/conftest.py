@@ -21,6 +21,7 @@ os.environ.update(
     TOKENIZERS_PARALLELISM="false",
 )
 
+import jax  # noqa: E402
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 
@@ -30,3 +31,11 @@ def fixed_seeds():
     """Global generators start every test from the same state; tests that draw make their own generator."""
     random.seed(0)
     np.random.seed(0)
+
+
+@pytest.fixture
+def optimised():
+    """Programs are compiled as in production, whose sums are rounded less than those of plain loops."""
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", True)

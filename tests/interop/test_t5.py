@@ -90,6 +90,7 @@ def test_outputs_are_those_of_transformers(tmp_path, variant):
     compare(tmp_path, reference, flipped)
 
 
+@pytest.mark.usefixtures("optimised")
 def test_distances_beyond_the_last_bucket_and_no_masks(tmp_path):
     arrays = {key: value for key, value in inputs(long=True).items() if not key.endswith("mask")}
     compare(tmp_path, make(tmp_path, "flan"), arrays)

@@ -50,6 +50,7 @@ def batch(model, rows, **sizes):
     return assemble([[item(number) for number in numbers] for numbers in rows], shape)
 
 
+@pytest.mark.usefixtures("optimised")
 def test_packing_moves_neither_loss_nor_gradient(model):
     objective = make_objective("language_modelling", {})
 
