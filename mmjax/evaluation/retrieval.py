@@ -126,7 +126,8 @@ def match(
 ) -> Float[ndarray, "pairs"]:
     """Logit of "these belong together" for pairs of (picture, caption), the mean over the queries.
 
-    Every picture is encoded once; its features wait on the host.
+    A batch of pictures is encoded, matched with all that its pictures are paired with, and forgotten: what is held at once is
+    the features of `batch_size` pictures, whatever the size of the data set, and every picture is encoded once.
     """
 
     def encode(parameters: Any, images: UInt8[Array, "b height width 3"]) -> Float[Array, "b p e"]:
@@ -134,22 +135,33 @@ def match(
         return encoder(encoder.pixels(images))
 
     def logits(
-        parameters: Any, features: Float[Array, "b p e"], tokens: Int[Array, "b u"], mask: Bool[Array, "b u"]
-    ) -> Float[Array, "b"]:
+        parameters: Any,
+        features: Float[Array, "b p e"],
+        picture: Int[Array, "r"],
+        tokens: Int[Array, "r u"],
+        mask: Bool[Array, "r u"],
+    ) -> Float[Array, "r"]:
         qformer = model.definition.bind(parameters).connectors["image"]
-        seen = qformer(features[:, None], None, tokens[:, None], mask[:, None]).queries[:, 0]
+        seen = qformer(features[picture][:, None], None, tokens[:, None], mask[:, None]).queries[:, 0]
         return jnp.mean(qformer.heads.matching(seen)[..., 1], axis=1)
 
-    def run(name: str, function: Any, arrays: tuple[ndarray, ...], rows: int) -> ndarray:
-        compiled = model.cache.setdefault(("evaluation.retrieval", name), jax.jit(function))
-        full = tuple(np.pad(array, ((0, rows - len(array)), *((0, 0),) * (array.ndim - 1))) for array in arrays)
-        return fetch(compiled(model.parameters, *place(full, model.parameters)))[: len(arrays[0])]
-
     rows = bucket(len(pictures), batch_size)
-    features = np.concatenate(
-        [run("encode", encode, (model.processor.images(part),), rows) for part in batched(pictures, rows)]
-    )
+
+    def compiled(function: Any) -> Any:
+        return model.cache.setdefault(("evaluation.retrieval", function.__name__), jax.jit(function))
+
+    def placed(*arrays: ndarray) -> tuple[Any, ...]:
+        """The arrays with empty rows behind, so that every batch has one shape."""
+        return place(tuple(np.pad(a, ((0, rows - len(a)), *((0, 0),) * (a.ndim - 1))) for a in arrays), model.parameters)
+
     tokens, mask = model.processor.texts(captions)
-    rows = bucket(max(len(pairs), 1), batch_size)
-    parts = [np.array(part).T for part in batched(pairs, rows)]
-    return np.concatenate([run("match", logits, (features[image], tokens[text], mask[text]), rows) for image, text in parts])
+    scores = np.zeros(len(pairs), np.float32)
+    for first in range(0, len(pictures), rows):
+        chunk = pictures[first : first + rows]
+        features = compiled(encode)(model.parameters, *placed(model.processor.images(chunk)))
+        own = np.flatnonzero((pairs[:, 0] >= first) & (pairs[:, 0] < first + rows))
+        for part in batched(own.tolist(), rows):
+            picture, text = pairs[part].T
+            asked = placed(picture - first, tokens[text], mask[text])
+            scores[part] = fetch(compiled(logits)(model.parameters, features, *asked))[: len(part)]
+    return scores

@@ -45,11 +45,6 @@ class Mask:
         return allowed[:, None]
 
 
-def causal_mask(segments: Int[Array, "b t"]) -> Mask:
-    """Every token sees its segment up to itself."""
-    return Mask(segments, segments, causal=True)
-
-
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class KVCache:

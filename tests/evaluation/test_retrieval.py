@@ -27,6 +27,7 @@ def example(number):
 
 
 EXAMPLES = [example(number) for number in range(4)]
+PICTURES = [one.media[0].data for one in EXAMPLES]
 TEXTS = [caption for captions in CAPTIONS for caption in captions]
 OWNER = [number for number, captions in enumerate(CAPTIONS) for _ in captions]
 
@@ -80,6 +81,17 @@ def test_blip2_reranks_the_first_candidates_by_matching(blip2, first):
     assert numbers["also"]["text_recall_at_1"] == recall[0] and numbers["also"]["image_recall_at_1"] == recall[1]
     assert numbers["recall_at_1"] == np.mean(recall) and numbers["also"]["text_recall_at_10"] == 1
     assert f"first {first}" in numbers["implementation"]
+
+
+def test_features_of_one_batch_of_pictures_are_held_at_a_time(blip2, monkeypatch):
+    """Whatever the pairs and the size of a batch: the logits of each pair by itself, each picture read once."""
+    pairs = np.argwhere(np.random.default_rng(0).random((4, len(TEXTS))) < 0.7)
+    pairs = pairs[np.random.default_rng(1).permutation(len(pairs))]
+    alone = np.concatenate([retrieval.match(blip2, PICTURES, TEXTS, pair[None], 1) for pair in pairs])
+    read, images = [], type(blip2.processor).images
+    monkeypatch.setattr(type(blip2.processor), "images", lambda self, part: read.append(len(part)) or images(self, part))
+    np.testing.assert_allclose(retrieval.match(blip2, PICTURES, TEXTS, pairs, 3), alone, atol=1e-5)
+    assert read == [3, 1] and len(set(alone.round(4))) > 10
 
 
 def test_without_reranking_contrast_decides(blip2):

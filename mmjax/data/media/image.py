@@ -101,11 +101,6 @@ def transform_image(image: Pixels, transform: ImageTransform) -> UInt8[np.ndarra
     return image if transform.crop is None else _crop(image, *transform.crop)
 
 
-def resize_image(image: Pixels, size: int) -> UInt8[np.ndarray, "size size 3"]:
-    """Resizes to a square of `size` pixels with PIL's bicubic filter; the aspect ratio is not kept, as in BLIP-2."""
-    return transform_image(image, ImageTransform((size, size)))
-
-
 def _resized(shape: tuple[int, int], resize: tuple[int, int] | int) -> tuple[int, int]:
     if not isinstance(resize, int):
         return resize

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mmjax.data.media.image import ImageError, decode_image, resize_image
+from mmjax.data.media.image import ImageError, ImageTransform, decode_image, transform_image
 from mmjax.types import UserError
 
 
@@ -113,7 +113,7 @@ def test_errors_travel_between_processes():
 
 
 def test_resize_is_bicubic_and_square():
-    values = pixels(5, 9)
+    values, square = pixels(5, 9), ImageTransform((4, 4))
     expected = np.asarray(Image.fromarray(values).resize((4, 4), Image.Resampling.BICUBIC))
-    np.testing.assert_array_equal(resize_image(values, 4), expected)
-    assert resize_image(expected, 4) is expected
+    np.testing.assert_array_equal(transform_image(values, square), expected)
+    assert transform_image(expected, square) is expected
