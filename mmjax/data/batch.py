@@ -47,8 +47,8 @@ class Item:
     Args:
       id: the example's.
       segments: its tokenised segments; they share the media.
-      images: the media that the segments refer to, by index: uint8 [image_size, image_size, 3]; None = could not be decoded,
-        and what refers to it is not learnt.
+      images: the media that the segments refer to, by index: uint8 [slots, image_size, image_size, 3], one slot or, in tiles,
+        several; None = could not be decoded, and what refers to it is not learnt.
       media_ids: number of each of the images, equal for equal ones; by default of its own.
     """
 
@@ -58,9 +58,9 @@ class Item:
     media_ids: Mapping[int, int] = dataclasses.field(default_factory=dict)
 
 
-def media_of(segments: Iterable[TokenisedSegment]) -> list[int]:
-    """Indices of the media that some segments refer to."""
-    return sorted({index for segment in segments for index in segment.media})
+def slots_of(segments: Iterable[TokenisedSegment]) -> dict[int, int]:
+    """The media that some segments refer to, by rising index, each with the media slots that it takes."""
+    return dict(sorted({pair for segment in segments for pair in zip(segment.media, segment.slots, strict=True)}))
 
 
 def kinds(shape: BatchShape) -> tuple[str, ...]:
@@ -73,7 +73,7 @@ def item_size(segments: Sequence[TokenisedSegment], shape: BatchShape) -> tuple[
     sizes = {
         "source_length": sum(len(segment.source) for segment in segments),
         "length": sum(len(segment.tokens) for segment in segments),
-        "media": len(media_of(segments)),
+        "media": sum(slots_of(segments).values()),
         "queries": sum(len(segment.media) for segment in segments),
     }
     return tuple(sizes[kind] if getattr(shape, kind) else 0 for kind in kinds(shape))
@@ -90,7 +90,7 @@ def assemble(
     """Writes items into the rows of a batch; rows that are not given stay empty.
 
     Soft token j of query slot q stands at row q * k + j of the connector's outputs; without queries, soft token j of media
-    slot i at i * k + j.
+    slot i at i * k + j, and the newline of pictures in tiles behind them all.
 
     Args:
       rows: the items of each row.
@@ -117,14 +117,17 @@ def assemble(
         start, source_start = t - len(items[0].segments[0].tokens) if left else 0, 0
         medium, query, number = 0, 0, 0
         for item in items:
-            slot_of = {index: medium + number for number, index in enumerate(item.images)} if n else {}
-            for index, slot in slot_of.items():
+            slots_of_item: dict[int, range] = {}
+            for index, count in slots_of(item.segments).items() if n else ():
+                slots_of_item[index] = range(medium, medium + count)
+                medium += count
                 if item.images[index] is not None:
-                    media.values[row, slot] = item.images[index]
-                    media.mask[row, slot] = True
-                    media.ids[row, slot] = item.media_ids.get(index, 0)
+                    taken = slice(medium - count, medium)
+                    media.values[row, taken] = item.images[index]
+                    media.mask[row, taken] = True
+                    media.ids[row, taken] = item.media_ids.get(index, 0)
             for segment in item.segments:
-                slots = [slot_of[index] for index in segment.media] if n else []
+                slots = [slot for index in segment.media for slot in slots_of_item[index]] if n else []
                 whole = not n or all(item.images[index] is not None for index in segment.media)
                 rows_of_features = slots
                 if m:
@@ -144,13 +147,12 @@ def assemble(
                         text.loss_weights[row, start : end - 1] = segment.weights[1:]
                     if s:
                         _write(source, row, source_start, segment.source, number)
-                    features = _feature_rows(segment, rows_of_features, shape.soft_tokens, item.id)
+                    features = _feature_rows(segment, rows_of_features, shape, item.id)
                     begin = source_start if s else start
                     feature_index[row, begin : begin + len(features)] = features
                     if prior and segment.answer > 0:
                         prior_index[row, start + segment.answer - 1] = prior.get(segment.prompt, 0)
                     start, source_start = end, source_start + len(segment.source)
-            medium += len(slot_of)
     return Batch(
         text=text if t else None,
         media={"image": media} if n else {},
@@ -191,12 +193,14 @@ def _check_room(items: Sequence[Item], shape: BatchShape) -> None:
         )
 
 
-def _feature_rows(segment: TokenisedSegment, rows: Sequence[int], soft_tokens: int, name: str) -> np.ndarray:
+def _feature_rows(segment: TokenisedSegment, rows: Sequence[int], shape: BatchShape, name: str) -> np.ndarray:
     """The row of the connector's outputs that stands at each position of a segment's source or text, −1 = a token."""
-    if segment.placeholders != len(rows) * soft_tokens:
+    k = shape.soft_tokens
+    if segment.placeholders != len(rows) * k:
         raise UserError(
-            f"example {name!r}: {segment.placeholders} placeholders in the text, but {len(rows)} media x {soft_tokens} soft "
-            "tokens; check data.media and data.soft_tokens"
+            f"example {name!r}: {segment.placeholders} placeholders in the text, but {len(rows)} media x {k} soft tokens; "
+            "check data.media and data.soft_tokens"
         )
-    table = [row * soft_tokens + j for row in rows for j in range(soft_tokens)]
-    return np.array([*table, -1], np.int32)[segment.features]  # −1 picks the last
+    newline = (shape.queries or shape.media) * k
+    table = [row * k + j for row in rows for j in range(k)]
+    return np.array([*table, newline, -1], np.int32)[segment.features]  # NEWLINE picks the last but one, −1 the last

@@ -37,6 +37,9 @@ class SourceConfig:
             raise ValueError(f"limit must be 0 (all) or more, got {self.limit}")
 
 
+FITS = ("stretch", "crop", "pad", "tiles")
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DataConfig:
     """The mixture of a stage and the static shapes of its batches.
@@ -53,6 +56,9 @@ class DataConfig:
       query_length: positions of a query, u.
       soft_tokens: connector outputs per query (or per medium without queries), k: what one image takes in the text row.
       image_size: side of the square that images are resized to, in pixels.
+      fit: how they become square: "stretch", whatever their shape; "crop", the shorter side is resized and the middle cut
+        out; "pad", a margin is added; "tiles", they are cut into several (AnyRes), each a media slot.
+      grids: (height, width) in pixels of the grids of tiles, for fit="tiles".
       prompt_length: tokens of a prompt in training, BOS included; a longer one loses its beginning. 0 = any.
       answer_length: tokens of what is learnt, its end included; a longer one loses its end. 0 = any.
       truncate_query: "left" or "right": the side on which a query longer than query_length is cut; "" = refuse it.
@@ -75,6 +81,8 @@ class DataConfig:
     query_length: int = 0
     soft_tokens: int = 0
     image_size: int = 224
+    fit: str = "stretch"
+    grids: tuple[tuple[int, int], ...] = ()
     size_exponent: float = 0.0
     prompt_length: int = 0
     answer_length: int = 0
@@ -101,6 +109,12 @@ class DataConfig:
             raise ValueError(f"queries={self.queries} and query_length={self.query_length} must both be 0 or both be above 0")
         if self.truncate_query not in ("", "left", "right"):
             raise ValueError(f"truncate_query must be '', 'left' or 'right', got {self.truncate_query!r}")
+        if self.fit not in FITS:
+            raise ValueError(f"fit must be one of {', '.join(FITS)}, got {self.fit!r}")
+        if (self.fit == "tiles") != bool(self.grids):
+            raise ValueError(f"fit={self.fit!r} and grids={self.grids}: tiles need grids, and nothing else has them")
+        if self.fit == "tiles" and (self.flip or self.queries):
+            raise ValueError("fit='tiles' goes neither with flip nor with a connector that reads queries")
         if self.crop and not (len(self.crop) == 2 and 0 < self.crop[0] <= self.crop[1] <= 1):
             raise ValueError(f"crop must be a least and a greatest share in (0, 1], got {self.crop}")
         if self.queries and not self.media:

@@ -16,14 +16,17 @@ import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
 from transformers import PreTrainedTokenizerFast
 
-from mmjax.data.batch import BatchShape, Item, assemble, media_of
+from mmjax.data.batch import BatchShape, Item, assemble, slots_of
 from mmjax.data.chat import conversation, end_of_turn
 from mmjax.data.config import TokenizerConfig
-from mmjax.data.media.image import ImageTransform, decode_image, transform_image
+from mmjax.data.media.image import ImageTransform, decode_image, size_of, transform_image
+from mmjax.data.media.tiles import Tiling
 from mmjax.data.media.video import with_frames
 from mmjax.data.templates import Ids, MediumSlot, Piece, Rendered, Segment, Special, template, verbatim
 from mmjax.data.tokenizer import load_tokenizer, rendered_encoder, text_encoder
 from mmjax.types import Batch, Example, Medium, UserError, ask
+
+Size = tuple[int, int] | None  # height, width of a picture
 
 PROMPT_BUCKET = 32  # prompt rows are padded to a multiple of this, so that few lengths are compiled
 
@@ -37,9 +40,10 @@ class TokenisedSegment:
       weights: loss weight of each token as a target.
       source: ids that the encoder of an encoder–decoder reads, empty for other language models.
       features: number of the soft token that stands at a position of the source, or else of the text, counted through the
-        segment's media; −1 = a token.
-      placeholders: how many positions are soft tokens.
+        segment's media; −1 = a token, NEWLINE (−2) = what ends a row of tiles.
+      placeholders: soft tokens of the segment's media, all of which stand somewhere but for those of a margin of tiles.
       media: indices of the example's media, in the order of their slots.
+      slots: media slots that each of them takes, several where it is cut into tiles.
       query: ids that the connector reads with each of the media, empty = none.
       prompt: the query's text, by which answer priors are found.
       answer: position of the answer's first token, −1 = none.
@@ -51,6 +55,7 @@ class TokenisedSegment:
     features: Int[np.ndarray, "t_or_s"]
     placeholders: int
     media: tuple[int, ...]
+    slots: tuple[int, ...]
     query: tuple[int, ...]
     prompt: str
     answer: int
@@ -72,6 +77,7 @@ class Processor:
       begin, end: text of the one token that begins a text, and of that which ends an answer; "" = BOS and EOS.
       truncate_query, prompt_length, answer_length: what is cut where it is too long, as in DataConfig.
       other_ends: ids that end an answer too.
+      tiling: how pictures are cut into tiles, if they are.
     """
 
     llm: PreTrainedTokenizerFast
@@ -88,6 +94,7 @@ class Processor:
     prompt_length: int = 0
     answer_length: int = 0
     other_ends: tuple[int, ...] = ()
+    tiling: Tiling | None = None
 
     def __post_init__(self):
         for name in ("begin", "end"):
@@ -164,24 +171,40 @@ class Processor:
         return lambda text: (*first, *encode(text), *last)
 
     @functools.cached_property
-    def _tokenise(self) -> Callable[[Segment], TokenisedSegment]:
+    def _tokenise(self) -> Callable[[Segment, tuple[Size, ...]], TokenisedSegment]:
         return functools.lru_cache(16384)(self._tokenise_new)
 
-    def tokenise(self, segment: Segment) -> TokenisedSegment:
-        """Tokenises each part by itself, so that a prompt has the same ids with and without its continuation."""
-        return self._tokenise(segment)
+    def tokenise(self, segment: Segment, media: Sequence[Medium] = ()) -> TokenisedSegment:
+        """Tokenises each part by itself, so that a prompt has the same ids with and without its continuation.
 
-    def _tokenise_new(self, segment: Segment) -> TokenisedSegment:
+        Args:
+          media: of the example; how many positions they take depends on their sizes where they are cut into tiles.
+        """
+        return self._tokenise(segment, () if self.tiling is None else tuple(size_of(medium.data) for medium in media))
+
+    def _layout(self, size: Size) -> tuple[int, Int[np.ndarray, "positions"]]:
+        """The slots of a medium, and which of their soft tokens stand in the text. One that has no size cannot be decoded
+        either: it is laid out as a picture of one tile."""
+        if self.tiling is None:
+            return 1, np.arange(self.soft_tokens)
+        height, width = size or (self.tiling.side,) * 2
+        return self.tiling.count(height, width), self.tiling.layout(height, width)
+
+    def _tokenise_new(self, segment: Segment, sizes: tuple[Size, ...]) -> TokenisedSegment:
         tokens: list[int] = []
         weights: list[float] = []
         features: list[int] = []
         media: list[int] = []
+        slots: list[int] = []
         begins: list[int] = []
         for part, ids in zip(segment.parts, self._ids(segment), strict=True):
             begins.append(len(tokens))
             if isinstance(part, MediumSlot):
-                features.extend(range(len(media) * self.soft_tokens, (len(media) + 1) * self.soft_tokens))
+                count, layout = self._layout(sizes[part.medium] if self.tiling else None)
+                features.extend(np.where(layout >= 0, layout + sum(slots) * self.soft_tokens, layout).tolist())
+                ids = (self.pad_id,) * len(layout)
                 media.append(part.medium)
+                slots.append(count)
             weight = part.weight if isinstance(part, Piece | Special) else 0.0
             tokens.extend(ids)
             weights.extend([weight] * len(ids))
@@ -195,7 +218,7 @@ class Processor:
         source: list[int] = []
         if self.encoder_decoder:
             cut = (*begins, len(tokens))[_first_learnt(segment)]
-            if any(feature >= 0 for feature in features[cut:]):
+            if any(feature != -1 for feature in features[cut:]):
                 raise UserError("an encoder–decoder reads media in its prompt, but the template puts one behind what is learnt")
             source, features = [*tokens[:cut], int(self.llm.eos_token_id)], [*features[:cut], -1]
             tokens, weights = [self.pad_id, *tokens[cut:]], [0.0, *weights[cut:]]
@@ -205,7 +228,8 @@ class Processor:
         for array in arrays:
             array.setflags(write=False)
         query = self._query(segment.query, self.truncate_query) if segment.query is not None and self.query_length else ()
-        return TokenisedSegment(*arrays, len(media) * self.soft_tokens, tuple(media), query, segment.query or "", answer)
+        placeholders = sum(slots) * self.soft_tokens
+        return TokenisedSegment(*arrays, placeholders, tuple(media), tuple(slots), query, segment.query or "", answer)
 
     def _ids(self, segment: Segment) -> list[tuple[int, ...]]:
         """The ids of each part of a segment, cut to the lengths of training."""
@@ -214,7 +238,7 @@ class Processor:
         for part, before in zip(segment.parts, (None, *segment.parts), strict=False):
             match part:
                 case MediumSlot():
-                    parts.append((self.pad_id,) * self.soft_tokens)
+                    parts.append(())  # as many positions as its layout has
                 case Piece(text):
                     follows = isinstance(before, Piece) and text.startswith(" ")
                     parts.append(self.encode(text[1:] if follows and self._begins_words else text))
@@ -262,8 +286,10 @@ class Processor:
             return conversation(self.llm, example)
         return template(template_name).prompt(example, seed)
 
-    def image(self, medium: Medium, name: str, change: Callable[[np.ndarray], np.ndarray] | None = None) -> np.ndarray:
-        """Decodes and transforms an image to uint8 [image_size, image_size, 3].
+    def image(
+        self, medium: Medium, name: str, change: Callable[[np.ndarray], np.ndarray] | None = None
+    ) -> UInt8[np.ndarray, "slots height width 3"]:
+        """Decodes an image and brings it to the encoder's size, in tiles where the model reads them.
 
         Args:
           name: what errors call it.
@@ -274,17 +300,20 @@ class Processor:
         square = (self.image_size, self.image_size)
         pixels = decode_image(medium.data, name=name)
         pixels = pixels if change is None else change(pixels)
+        if self.tiling is not None:
+            return self.tiling.cut(pixels)
         pixels = transform_image(pixels, self.transform or ImageTransform(square))
         if pixels.shape[:2] != square:
             raise UserError(
                 f"{name}: {list(pixels.shape[:2])} pixels after the image processor, the encoder reads {list(square)}"
             )
-        return pixels
+        return pixels[None]
 
     def images(self, images: Sequence[Any]) -> UInt8[np.ndarray, "n height width 3"]:
         """Pictures by themselves: paths, bytes, uint8 arrays [height, width, 3] or PIL images. Errors as of `image`."""
         pixels = [
-            self.image(Medium("image", decode_image(image, name=f"image {i}")), f"image {i}") for i, image in enumerate(images)
+            self.image(Medium("image", decode_image(image, name=f"image {i}")), f"image {i}")[0]
+            for i, image in enumerate(images)
         ]
         return np.stack(pixels) if pixels else np.zeros((0, self.image_size, self.image_size, 3), np.uint8)
 
@@ -330,14 +359,17 @@ class Processor:
     def prompt(self, example: Example, template_name: str | None = None, *, seed: int = 0) -> Item:
         """One prompt, tokenised, with its images; arguments and errors as of `prompts`."""
         example = with_frames(example)
-        segment = self.tokenise(self.question(example, template_name, seed=seed))
+        segment = self.tokenise(self.question(example, template_name, seed=seed), example.media)
         if segment.media and len(segment.query) > self.query_length:
             raise UserError(
                 f"example {example.id!r}: the connector reads at most {self.query_length} tokens (query_length), "
                 f"the prompt has {len(segment.query)}"
             )
-        images = {i: self.image(example.media[i], f"example {example.id!r}, medium {i}") for i in media_of([segment])}
-        return Item(example.id, (segment,), images)
+        return Item(example.id, (segment,), self.media(example, segment))
+
+    def media(self, example: Example, segment: TokenisedSegment) -> dict[int, UInt8[np.ndarray, "slots height width 3"]]:
+        """The media of an example that a segment refers to, decoded."""
+        return {i: self.image(example.media[i], f"example {example.id!r}, medium {i}") for i in slots_of([segment])}
 
     def prompt_batch(self, items: Sequence[Item], *, rows: int = 0, length: int = 0) -> Batch:
         """The batch of prompts that `prompt` made; arguments and result as of `prompts`."""
@@ -359,7 +391,7 @@ class Processor:
             rows=max(rows, len(items)),
             length=_bucket(longest if self.encoder_decoder else max(longest, length)),
             source_length=_bucket(max(longest_source, length)) if self.encoder_decoder else 0,
-            media=max((len(item.images) for item in items), default=0),
+            media=max((sum(slots_of(item.segments).values()) for item in items), default=0),
             queries=max(len(segment.media) for segment in segments) if asks else 0,
             query_length=self.query_length,
             soft_tokens=self.soft_tokens,
@@ -376,7 +408,8 @@ class Processor:
         if self.connector is not None:
             self.connector.save_pretrained(str(directory / "connector"))
         sizes: dict[str, Any] = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)[2:]}
-        sizes["transform"] = None if self.transform is None else dataclasses.asdict(self.transform)
+        for name in ("transform", "tiling"):
+            sizes[name] = None if (value := sizes[name]) is None else dataclasses.asdict(value)
         (directory / "processor.json").write_text(json.dumps(sizes | {"connector": self.connector is not None}, indent=2))
 
 
@@ -412,17 +445,22 @@ def load_processor(directory: str | Path) -> Processor:
     file = Path(directory) / "processor.json"
     try:
         sizes = json.loads(file.read_text())
-        connector, transform = sizes.pop("connector"), sizes.pop("transform", None)
+        connector = sizes.pop("connector")
         sizes["other_ends"] = tuple(sizes.get("other_ends", ()))
-        if transform is not None:
-            fields = {name: tuple(value) if isinstance(value, list) else value for name, value in transform.items()}
-            sizes["transform"] = ImageTransform(**fields)
+        for name, cls in (("transform", ImageTransform), ("tiling", Tiling)):
+            if sizes.get(name) is not None:
+                sizes[name] = cls(**{key: _tuples(value) for key, value in sizes[name].items()})
         llm = load_tokenizer(file.parent / "llm")
         return Processor(llm, load_tokenizer(file.parent / "connector") if connector else None, **sizes)
     except FileNotFoundError:
         raise UserError(f"{file} does not exist; expected a directory that a training run wrote") from None
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{file} is damaged: {error}") from None
+
+
+def _tuples(value: Any) -> Any:
+    """JSON's lists as tuples."""
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 
 def make_processor(tokenizers: TokenizerConfig, **sizes: Any) -> Processor:

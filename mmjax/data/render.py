@@ -11,7 +11,7 @@ from concurrent.futures import Future
 import grain.python as grain
 import numpy as np
 
-from mmjax.data.batch import NO_PRIOR, BatchShape, Item, assemble, capacity, item_size, kinds, media_of
+from mmjax.data.batch import NO_PRIOR, BatchShape, Item, assemble, capacity, item_size, kinds, slots_of
 from mmjax.data.cleaning import clean_example
 from mmjax.data.config import DataConfig
 from mmjax.data.media.augment import Augmentation
@@ -81,7 +81,7 @@ class Renderer:
         source = self.config.mixture[name]
         example = clean_example(example) if source.cleaning else example
         segments = template(source.template)(example, draw(self.seed, "template", position))
-        return example, tuple(map(self.processor.tokenise, segments))
+        return example, tuple(self.processor.tokenise(segment, example.media) for segment in segments)
 
     def misfit(self, segments: tuple[TokenisedSegment, ...]) -> str:
         """Why no row can hold these segments; "" if one can."""
@@ -107,15 +107,17 @@ class Renderer:
             return None, [(TOO_LONG, f"example {example.id!r} {reason}")]
         images: dict[int, np.ndarray | None] = {}
         skipped = []
-        for index in media_of(segments) if self.shape.media else ():
+        for index, slots in slots_of(segments).items() if self.shape.media else ():
             try:
                 name = f"example {example.id!r}, medium {index}"
                 images[index] = self.processor.image(example.media[index], name, self._change(position, index))
+                if len(images[index]) != slots:
+                    raise ImageError("damaged", f"{name}: its header tells another size than its pixels have")
             except ImageError as error:
                 images[index] = None
                 skipped.append((error.reason, str(error)))
         if self.training and self.config.flip and draw(self.seed, "flip", position) % 2:
-            images = {index: None if image is None else image[:, ::-1] for index, image in images.items()}
+            images = {index: None if image is None else image[:, :, ::-1] for index, image in images.items()}
         return Item(example.id, segments, images, {index: medium_id(example, index) for index in images}), skipped
 
     def _change(self, position: int, index: int) -> Callable[[np.ndarray], np.ndarray] | None:

@@ -28,7 +28,10 @@ from mmjax.types import Batch, Source, UserError
 BROKEN_SHARE, TOO_LONG_SHARE, AT_LEAST = 0.001, 0.1, 10
 READ_THREADS = 2
 # Settings that some runs did not have yet: where they are off, these runs must still find their place.
-YOUNGER = ("source_length", "size_exponent", "prompt_length", "answer_length", "truncate_query", "crop", "rand_augment")
+YOUNGER = (
+    "source_length", "size_exponent", "prompt_length", "answer_length", "truncate_query", "crop", "rand_augment",
+    "fit", "grids",
+)  # fmt: skip
 
 
 class DataStream:
@@ -188,9 +191,9 @@ def _fingerprint(config: DataConfig, seed: int, sources: Mapping[str, Source], p
     facts: dict[str, Any] = dataclasses.asdict(config)
     for name in ("workers", "prefetch"):
         del facts[name]
-    for name in YOUNGER:
-        if not facts[name]:
-            del facts[name]
+    for field in dataclasses.fields(config):
+        if field.name in YOUNGER and facts[field.name] == field.default:
+            del facts[field.name]
     for name, source in sources.items():
         entry = facts["mixture"][name]
         if not entry["cleaning"]:

@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 from numpy import ndarray
 
-from mmjax.data.batch import Item, assemble, media_of
+from mmjax.data.batch import Item, assemble
 from mmjax.data.media.video import with_frames
 from mmjax.data.templates import Piece, Segment, Special
 from mmjax.decoding.inputs import as_examples, batched, bucket, check_positions
@@ -95,9 +95,8 @@ def teacher_batch(
         last = prompt.parts[-1] if prompt.parts else None
         joined = isinstance(last, Piece) and not last.text[-1:].isspace() and not text[:1].isspace()
         tail = (Piece(f" {text}" if joined else text, 1.0), *((Special("eos", 1.0),) if end else ()))
-        segment = processor.tokenise(Segment((*prompt.parts, *tail), query=prompt.query))
-        images = {i: processor.image(example.media[i], f"example {example.id!r}, medium {i}") for i in media_of([segment])}
-        items.append(Item(example.id, (segment,), images))
+        segment = processor.tokenise(Segment((*prompt.parts, *tail), query=prompt.query), example.media)
+        items.append(Item(example.id, (segment,), processor.media(example, segment)))
     return assemble([[item] for item in items], processor.shape_of(items, rows))
 
 

@@ -18,7 +18,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from absl import logging
 
-from mmjax.data.batch import Item
+from mmjax.data.batch import Item, slots_of
 from mmjax.data.processor import PROMPT_BUCKET
 from mmjax.decoding.generate import PIECE, cut, likeliest, ranked, searcher_of, settled
 from mmjax.decoding.inputs import bucket
@@ -256,7 +256,7 @@ class Dispatcher:
         items = [row.item for row in rows]
         lengths = (len(segment.source) or len(segment.tokens) for item in items for segment in item.segments)
         wanted = bucket(len(rows), self._batch_size), max(PROMPT_BUCKET, *(bucket(length, 1 << 30) for length in lengths))
-        pictures = max(len(item.images) for item in items)
+        pictures = max(sum(slots_of(item.segments).values()) for item in items)
         places, length = take_shape(self._model, (rows[0].program, pictures), wanted)
         return self._model.processor.prompt_batch(items, rows=places, length=length)
 

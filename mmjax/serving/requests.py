@@ -7,8 +7,6 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-
 from mmjax.data.batch import Item
 from mmjax.data.media.image import decode_image
 from mmjax.data.templates import Ids, Segment
@@ -224,9 +222,10 @@ def _part(piece: Any, where: str, media: list[Medium], model: Model, settings: S
     address = address.get("url") if isinstance(address, dict) else address
     if not isinstance(address, str):
         raise RequestError(f"{where}.image_url must be an object with a url", where)
-    # Resized at once: what waits is small.
     picture = decode_image(load_picture(address, where, settings), name=where)
-    media.append(Medium("image", np.asarray(model.processor.image(Medium("image", picture), where))))
+    if model.processor.tiling is None:  # resized at once: what waits is small
+        (picture,) = model.processor.image(Medium("image", picture), where)
+    media.append(Medium("image", picture))
     return Part(medium=len(media) - 1)
 
 

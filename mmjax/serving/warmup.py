@@ -19,6 +19,7 @@ from mmjax.decoding.inputs import bucket
 from mmjax.serving.dispatcher import SLACK, rooms, take_shape
 from mmjax.serving.settings import Settings
 from mmjax.systems.parts import part_config
+from mmjax.types import Example, Medium
 from mmjax.types.model import Model
 
 LENGTH = 128  # tokens: shorter prompts are padded to this
@@ -67,5 +68,7 @@ def _item(model: Model, pictures: int) -> Item:
     """A prompt of one token, behind black pictures."""
     processor = model.processor
     parts = (*map(MediumSlot, range(pictures)), Ids((processor.pad_id,)))
-    black = np.zeros((processor.image_size, processor.image_size, 3), np.uint8)
-    return Item("warm-up", (processor.tokenise(Segment(parts, query="?")),), dict.fromkeys(range(pictures), black))
+    black = Medium("image", np.zeros((processor.image_size, processor.image_size, 3), np.uint8))
+    example = Example("warm-up", media=(black,) * pictures)
+    segment = processor.tokenise(Segment(parts, query="?"), example.media)
+    return Item(example.id, (segment,), processor.media(example, segment))

@@ -8,6 +8,7 @@ from typing import Any
 
 from flax import nnx
 
+from mmjax.connectors.linear import LinearConfig, LinearConnector
 from mmjax.connectors.qformer import QFormer, QFormerConfig
 from mmjax.encoders.text import TextConfig, TextEncoder
 from mmjax.encoders.vit import ViT, ViTConfig
@@ -27,7 +28,7 @@ Family = tuple[type, Callable[[Any], nnx.Module]]
 FAMILIES: dict[str, dict[str, Family]] = {
     "encoders.image": {"vit": (ViTConfig, ViT)},
     "encoders.text": {"text": (TextConfig, TextEncoder)},
-    "connectors.image": {"qformer": (QFormerConfig, QFormer)},
+    "connectors.image": {"qformer": (QFormerConfig, QFormer), "linear": (LinearConfig, LinearConnector)},
     "llm": {"opt": (OPTConfig, OPT), "llama": (LlamaConfig, Llama), "palm": (PaLMConfig, PaLM), "t5": (T5Config, T5)},
     "similarity": {"exponential": (SimilarityConfig, Similarity)},
 }
@@ -53,6 +54,23 @@ def part_config(name: str, part: Mapping[str, Any]) -> Any:
 def reads_source(parts: Mapping[str, Mapping[str, Any]]) -> bool:
     """Whether the language model of these parts is an encoder–decoder, whose prompts are the source."""
     return "llm" in parts and hasattr(FAMILIES["llm"][parts["llm"]["family"]][1], "encode")
+
+
+def soft_tokens(parts: Mapping[str, Mapping[str, Any]]) -> int:
+    """Soft tokens of an image by these parts, k; 0 without images.
+
+    Raises:
+      UserError: the connector cannot make soft tokens of the encoder's features.
+    """
+    if "connectors.image" not in parts:
+        return 0
+    connector = part_config("connectors.image", parts["connectors.image"])
+    if isinstance(connector, QFormerConfig):
+        return connector.queries
+    try:
+        return connector.soft_tokens(part_config("encoders.image", parts["encoders.image"]).positions)
+    except ValueError as error:
+        raise UserError(f"config.parts.connectors.image: {error}") from None
 
 
 def build(parts: Mapping[str, Mapping[str, Any]]) -> MultimodalLM | DualEncoder:
@@ -93,7 +111,7 @@ def _check_widths(configs: Mapping[str, Any], llm: Any) -> None:
     encoder, connector = (configs.get(name) for name in ("encoders.image", "connectors.image"))
     if (encoder is None) != (connector is None):
         raise UserError("config.parts must name encoders.image and connectors.image together, or neither")
-    if isinstance(connector, QFormerConfig):
+    if connector is not None and encoder is not None:
         expected = {"encoder_width": ("encoder", encoder.width), "output_width": ("llm", 0 if llm is None else llm.width)}
         for field, (neighbour, width) in expected.items():
             if getattr(connector, field) != width:

@@ -30,7 +30,7 @@ from mmjax.layers.lora import is_factor, lora_scales, merge_lora
 from mmjax.layers.parameters import Definition, Parameters
 from mmjax.parallel.axes import shardings
 from mmjax.parallel.mesh import make_mesh
-from mmjax.systems.parts import build_definition, encoders_only, part_config
+from mmjax.systems.parts import build_definition, encoders_only, part_config, soft_tokens
 from mmjax.training.optimizer import Optimizer, make_optimizer
 from mmjax.training.rules import Resolved, resolve
 from mmjax.training.stage import Experiment, Stage
@@ -83,6 +83,7 @@ def assemble(experiment: Experiment, stage: Stage, mesh: Mesh | None = None) -> 
     """
     if encoders_only(experiment.parts):
         raise UserError("config.parts names no llm")
+    _check_soft_tokens(experiment, stage)
     definition = build_definition(experiment.parts, stage.lora, stage.lora_alpha)
     rules = resolve(stage, definition.specs)
     mesh = make_mesh(dataclasses.asdict(stage.mesh), stage=stage.name) if mesh is None else mesh
@@ -91,6 +92,14 @@ def assemble(experiment: Experiment, stage: Stage, mesh: Mesh | None = None) -> 
     optimizer = make_optimizer(stage.optimizer, stage.steps, rules.learning_rate, rules.weight_decay)
     state = abstract_state(trainable, optimizer, placement, ema=bool(stage.optimizer.ema))
     return Assembly(stage, definition, rules, mesh, placement, optimizer, state, frozen)
+
+
+def _check_soft_tokens(experiment: Experiment, stage: Stage) -> None:
+    """The text has as many places for an image as the connector has soft tokens for it."""
+    given, wanted = stage.data.soft_tokens, soft_tokens(experiment.parts)
+    if stage.data.length and stage.data.media and given != wanted:
+        flag = f"--config.stages.{stage.name}.data.soft_tokens"
+        raise UserError(f"{flag}={given}, but the connector gives {wanted} for each image; write {flag}={wanted}")
 
 
 def stage_seed(seed: int, stage: str) -> int:

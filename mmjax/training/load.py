@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 from jax.sharding import Mesh
 
+from mmjax.data.config import DataConfig
+from mmjax.data.media.image import ImageTransform
+from mmjax.data.media.tiles import Tiling
 from mmjax.data.processor import Processor, load_processor, make_processor
 from mmjax.layers.parameters import Parameters
 from mmjax.parallel.mesh import make_mesh
@@ -73,7 +78,21 @@ def processor_sizes(experiment: Experiment, stage: Stage) -> dict[str, Any]:
     data = stage.data
     vocabulary = part_config("llm", experiment.parts["llm"]).vocab if "llm" in experiment.parts else 0
     sizes = {name: getattr(data, name) for name in ("soft_tokens", "image_size", "query_length", "truncate_query")}
-    return {**sizes, "vocabulary": vocabulary, "encoder_decoder": reads_source(experiment.parts)}
+    facts = {"vocabulary": vocabulary, "encoder_decoder": reads_source(experiment.parts)}
+    return {**sizes, **facts, **image_fit(experiment.parts, data)}
+
+
+def image_fit(parts: Mapping[str, Mapping[str, Any]], data: DataConfig) -> dict[str, Any]:
+    """How a stage's images reach the encoder's size."""
+    if data.fit == "tiles":
+        grid = math.isqrt(data.soft_tokens)
+        return {"tiling": Tiling(data.grids, data.image_size, grid)}
+    if data.fit == "stretch":
+        return {}
+    size = data.image_size
+    colour = part_config("encoders.image", parts["encoders.image"]).mean
+    pad = tuple(int(255 * value) for value in colour) if data.fit == "pad" else None
+    return {"transform": ImageTransform(size, (size, size), pad=pad)}
 
 
 def stage_processor(experiment: Experiment, stage: Stage) -> Processor:

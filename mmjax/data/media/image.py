@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import math
 import os
 
 import numpy as np
@@ -19,6 +20,10 @@ from mmjax.types import UserError
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF")
 MAX_PIXELS = 32_000_000
 EXIF = {"exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp"}  # where an orientation can be said
+
+ORIENTATION, SIDEWAYS = 0x0112, (5, 6, 7, 8)  # EXIF's tag, and its values that exchange height and width
+# PIL's decoders answer damage with any of these.
+DAMAGE = (OSError, SyntaxError, ValueError, EOFError, IndexError, TypeError, OverflowError, MemoryError)
 
 BILINEAR, BICUBIC = int(Image.Resampling.BILINEAR), int(Image.Resampling.BICUBIC)
 FILTERS = tuple(int(resampling) for resampling in Image.Resampling)
@@ -63,7 +68,7 @@ def decode_image(data: Encoded, *, name: str = "", max_pixels: int = MAX_PIXELS)
             raise ImageError("wrong array", f"{name}: expected uint8 [height, width, 3], got {data.dtype} {list(data.shape)}")
         return data
     try:
-        image = data if isinstance(data, Image.Image) else Image.open(io.BytesIO(data), formats=FORMATS)
+        image = data if isinstance(data, Image.Image) else _open(data)
         width, height = image.size
         if width * height > max_pixels:
             raise ImageError("too large", f"{name}: {width} x {height} pixels, the limit is {max_pixels:,} in all")
@@ -72,9 +77,21 @@ def decode_image(data: Encoded, *, name: str = "", max_pixels: int = MAX_PIXELS)
         raise ImageError("too large", f"{name}: {error}") from None
     except Image.UnidentifiedImageError:
         raise ImageError("not an image", f"{name}: {len(data)} bytes that are none of {', '.join(FORMATS)}") from None
-    except (OSError, SyntaxError, ValueError, EOFError, IndexError, TypeError, OverflowError, MemoryError) as error:
-        # PIL's decoders answer damage with any of these.
+    except DAMAGE as error:
         raise ImageError("damaged", f"{name}: damaged or truncated image ({error})") from None
+
+
+def size_of(data: Encoded) -> tuple[int, int] | None:
+    """(height, width) of an image by its header, EXIF orientation applied; None where it has none that can be read."""
+    if isinstance(data, np.ndarray):
+        return data.shape[0], data.shape[1]
+    try:
+        image = data if isinstance(data, Image.Image) else _open(data)
+        width, height = image.size
+        turned = EXIF & image.info.keys() and image.getexif().get(ORIENTATION, 1) in SIDEWAYS
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning, *DAMAGE):
+        return None
+    return (width, height) if turned else (height, width)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,20 +102,41 @@ class ImageTransform:
       resize: (height, width), whatever the aspect ratio, or the length of the shorter side; None = as it is.
       crop: (height, width) cut out of the middle, after the resize; what lies outside of a smaller picture is black.
       resample: number of PIL's filter.
+      pad: colour of the margin that makes a square of a picture before all else; None = no margin.
     """
 
     resize: tuple[int, int] | int | None
     crop: tuple[int, int] | None = None
     resample: int = BICUBIC
+    pad: tuple[int, int, int] | None = None
 
 
 def transform_image(image: Pixels, transform: ImageTransform) -> UInt8[np.ndarray, "new_height new_width 3"]:
-    """Resizes with PIL's filter, then crops: byte for byte what the image processors of transformers make with PIL."""
+    """Pads, resizes with PIL's filter, then crops: byte for byte what transformers' image processors make with PIL."""
+    if transform.pad is not None:
+        image = _padded(image, transform.pad)
     if transform.resize is not None:
         height, width = _resized(image.shape[:2], transform.resize)
         if (height, width) != image.shape[:2]:
             image = np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling(transform.resample)))
     return image if transform.crop is None else _crop(image, *transform.crop)
+
+
+def _padded(image: Pixels, colour: tuple[int, int, int]) -> Pixels:
+    """A picture in the middle of a square; of an odd margin the smaller half comes first.
+
+    One whose square would have more than MAX_PIXELS is made smaller before.
+    """
+    if max(image.shape) ** 2 > MAX_PIXELS:
+        shrink = math.isqrt(MAX_PIXELS) / max(image.shape)
+        height, width = (max(int(size * shrink), 1) for size in image.shape[:2])
+        image = np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC))
+    height, width = image.shape[:2]
+    side = max(height, width)
+    square = np.full((side, side, 3), colour, np.uint8)
+    top, left = (side - height) // 2, (side - width) // 2
+    square[top : top + height, left : left + width] = image
+    return square
 
 
 def _resized(shape: tuple[int, int], resize: tuple[int, int] | int) -> tuple[int, int]:
@@ -118,6 +156,11 @@ def _crop(image: Pixels, height: int, width: int) -> UInt8[np.ndarray, "new_heig
     padded = np.pad(image, (*around, (0, 0)))
     top, left = max(rows - height, 0) // 2, max(columns - width, 0) // 2
     return padded[top : top + height, left : left + width]
+
+
+def _open(data: bytes | str | os.PathLike) -> Image.Image:
+    """The header of an image in one of the accepted formats."""
+    return Image.open(io.BytesIO(data) if isinstance(data, bytes) else data, formats=FORMATS)
 
 
 def _read(path: str, name: str) -> bytes:
