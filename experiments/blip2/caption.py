@@ -25,7 +25,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     encoder = published.image_encoder(chosen.encoder, 364, source=source, tiny=tiny)
     llm = published.language_model(chosen.llm, tiny=tiny)
     connector = published.qformer(encoder, llm, source=source, vocab=0, tiny=tiny)
-    sources = {"coco_caption": {"template": "caption_photo", "builder": "coco_caption"}}
+    sources = {"coco_caption": {"template": "caption_photo"}}
     stage = {
         "steps": 60 if tiny else 5 * 566_747 // 256,  # five epochs of the Karpathy split's captions
         "objective": {"name": "language_modelling"},

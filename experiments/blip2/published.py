@@ -127,12 +127,17 @@ def tokenizers(llm: str | None, *, reads_text: bool, tiny: bool = False) -> dict
 
 
 def mixture(sources: Mapping[str, Mapping[str, Any]], *, tiny: bool = False) -> dict[str, dict[str, Any]]:
-    """The data sets of a stage. Their paths are `data/<name>`, or <path>; toys read shapes under every name."""
+    """The data sets of a stage, as `launch.prepare` makes them under `data/`; toys read shapes under every name.
+
+    Args:
+      sources: what each says that is its own; `builder` is the name of its data set, unless it is that of the source.
+      tiny: for a toy.
+    """
     made = {}
     for name, source in sources.items():
-        made[name] = {"path": f"data/{name}", "split": "train", "cleaning": "blip2", **source}
-        if tiny:
-            made[name] |= {"path": "data/shapes", "builder": "shapes", "split": "train"}
+        source = {"builder": name, "split": "train", "cleaning": "blip2", **source}
+        source |= {"builder": "shapes", "split": "train"} if tiny else {}
+        made[name] = {"path": f"data/{source['builder']}", **source}
     return made
 
 

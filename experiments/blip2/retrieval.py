@@ -30,7 +30,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     source = published.earlier(chosen.stage1, "runs/blip2-stage1", tiny)
     encoder = published.image_encoder(chosen.encoder, 364, source=source, tiny=tiny)
     connector = published.qformer(encoder, None, source=source, stage1=True, tiny=tiny)
-    sources = {"coco_caption": {"template": "caption_pair", "builder": "coco_caption"}}
+    sources = {"coco_caption": {"template": "caption_pair"}}
     stage = {
         "steps": 60 if tiny else 5 * 566_747 // 224,  # five epochs of the Karpathy split's captions
         "objective": {"name": "blip2_stage1", "label_smoothing": 0.1, "positives": "images"},

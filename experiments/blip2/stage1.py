@@ -20,7 +20,6 @@ from mmjax.types.config import parse_arg
 # Pictures of the paper's 129 million, by the sets they come from.
 PAPER_DATA = ("coco_caption", "visual_genome_caption", "cc3m", "cc12m", "sbu", "laion400m")
 UPSTREAM_DATA = ("coco_caption", "visual_genome_caption")
-BUILT = {"coco_caption": {"builder": "coco_caption"}}
 
 
 def presets(encoder: str) -> dict[str, dict[str, Any]]:
@@ -51,7 +50,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     preset, tiny = published.choose(presets(chosen.encoder), chosen.preset), chosen.tiny
     encoder = published.image_encoder(chosen.encoder, 224, tiny=tiny)
     connector = published.qformer(encoder, None, source="" if tiny else published.BERT, stage1=True, tiny=tiny)
-    sources = {name: {"template": "caption_pair", **BUILT.get(name, {})} for name in preset["data"]}
+    sources = {name: {"template": "caption_pair"} for name in preset["data"]}
     stage = {
         "steps": 60 if tiny else preset["steps"],
         "objective": {"name": "blip2_stage1", "label_smoothing": 0.1},

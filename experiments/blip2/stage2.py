@@ -18,7 +18,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from experiments.blip2 import published
-from experiments.blip2.stage1 import BUILT, PAPER_DATA, UPSTREAM_DATA
+from experiments.blip2.stage1 import PAPER_DATA, UPSTREAM_DATA
 from mmjax.types.config import parse_arg
 
 
@@ -52,7 +52,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     connector = published.qformer(encoder, llm, source=source, vocab=0, tiny=tiny)
     splits = llm["family"] == "t5"
     template = "caption_suffix" if splits else "caption"
-    sources = {name: {"template": template, **BUILT.get(name, {})} for name in preset["data"]}
+    sources = {name: {"template": template} for name in preset["data"]}
     stage = {
         "steps": 60 if tiny else preset["steps"],
         "objective": {"name": "language_modelling"},

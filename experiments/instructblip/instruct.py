@@ -6,7 +6,8 @@
 
 It begins with `runs/blip2-stage2` of the same language model (`stage2=DIR` names another). Data sets are drawn by the square
 root of their sizes; the authors then lowered A-OKVQA's share and raised OK-VQA's by amounts that they do not give: half and
-twice here, `weight` in the table below. Every example takes an instruction drawn from the published ones.
+twice here, `weight` in the table below. Every example takes an instruction drawn from the published ones, but those of LLaVA,
+which are instructions themselves and are taken as they are.
 
 Hardware: 16 A100 of 40 GB, a day and a half. Published zero-shot, Vicuna-7B: NoCaps 123.1 CIDEr, GQA 49.2, TextVQA 50.1,
 ScienceQA 60.5; Flan-T5-XL: 119.9, 48.4, 46.6, 70.4.
@@ -21,20 +22,21 @@ from ml_collections import ConfigDict
 from experiments.blip2 import published
 from mmjax.types.config import parse_arg
 
+AS_THEY_ARE = {"template": "instruction", "cleaning": ""}
 HELD_IN: dict[str, dict[str, Any]] = {
-    "coco_caption": {"template": "caption_mixed", "builder": "coco_caption"},
+    "coco_caption": {"template": "caption_mixed"},
     "web_capfilt": {"template": "caption_mixed"},
     "textcaps": {"template": "caption_mixed"},
-    "vqav2": {"template": "vqa_mixed", "builder": "vqav2"},
-    "okvqa": {"template": "vqa_mixed", "builder": "okvqa", "weight": 2.0},
+    "vqav2": {"template": "vqa_mixed"},
+    "okvqa": {"template": "vqa_mixed", "weight": 2.0},
     "aokvqa": {"template": "vqa_mixed", "weight": 0.5},
     "ocr_vqa": {"template": "vqa_mixed"},
-    "vqav2_questions": {"template": "question_generation", "path": "data/vqav2", "builder": "vqav2"},
-    "okvqa_questions": {"template": "question_generation", "path": "data/okvqa", "builder": "okvqa"},
-    "aokvqa_questions": {"template": "question_generation", "path": "data/aokvqa"},
-    "llava_conversation": {"template": "instruction"},
-    "llava_detail": {"template": "instruction"},
-    "llava_reasoning": {"template": "instruction"},
+    "vqav2_questions": {"template": "question_generation", "builder": "vqav2"},
+    "okvqa_questions": {"template": "question_generation", "builder": "okvqa"},
+    "aokvqa_questions": {"template": "question_generation", "builder": "aokvqa"},
+    "llava_conversation": AS_THEY_ARE,
+    "llava_detail": AS_THEY_ARE,
+    "llava_reasoning": AS_THEY_ARE,
 }
 
 

@@ -42,6 +42,7 @@ CONFIGS = [
     ("blip2.stage2", "llm=flan_t5_xl,tiny"),
     ("blip2.vqa", ""),
     ("blip2.vqa", "llm=flan_t5_xl"),
+    ("blip2.vqa", "held_out"),
     ("blip2.caption", ""),
     ("blip2.retrieval", ""),
     ("instructblip.instruct", ""),
