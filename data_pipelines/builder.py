@@ -6,13 +6,15 @@ A data set is a subclass that says where its items come from (`items`) and which
 
 from __future__ import annotations
 
+import abc
 import contextlib
 import io
+import json
 import math
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -23,11 +25,19 @@ from tensorflow_datasets.core.utils import shard_utils
 
 from data_pipelines import local
 from mmjax.data.records import FEATURE, encode_example
-from mmjax.types import Example, Part, Turn
+from mmjax.types import Example, Part, Turn, UserError
 
 # One random read takes time in proportion to the records of its shard: 7 µs of 1,000, 14 of 5,000, 46 of 24,000.
 RECORDS_PER_SHARD = 4096
-Runner = Callable[[Sequence[local.Step], Sequence[Any]], Iterator[list[Any]]]
+SKIPPED = "skipped.jsonl"
+Runner = Callable[..., Iterator[list[Any]]]  # called as `local.run` is, with the steps, the items and `chunk`
+
+
+class Skip(NamedTuple):
+    """What a step gives instead of an example that cannot be used: the example's id and the reason, a sentence's end."""
+
+    id: str
+    reason: str
 
 
 def conversation(questions: Iterable[tuple[str, str]], shown: bool = True) -> tuple[Turn, ...]:
@@ -39,9 +49,9 @@ def conversation(questions: Iterable[tuple[str, str]], shown: bool = True) -> tu
     return tuple(turns)
 
 
-def encode(example: Example) -> Iterator[bytes]:
+def encode(example: Example | Skip) -> Iterator[bytes | Skip]:
     """The last step of every data set."""
-    yield encode_example(example)
+    yield example if isinstance(example, Skip) else encode_example(example)
 
 
 class ExampleBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
@@ -51,16 +61,19 @@ class ExampleBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     """
 
     steps: Sequence[local.Step] = ()
+    chunk: int = local.CHUNK
     description: str = ""
     homepage: str = ""
     license: str = ""
     raw: Path | None = None
     runner: Runner = staticmethod(local.run)
     limit: int = 0
+    skips: int = 0
+    skipped: list[Skip]
 
+    @abc.abstractmethod
     def items(self) -> Mapping[str, Sequence[Any]]:
         """What the first step takes, by split; cheap and picklable (numbers, file names), for it is held in memory."""
-        raise NotImplementedError(f"{type(self).__name__} must say where its items come from")
 
     def _info(self) -> tfds.core.DatasetInfo:
         return tfds.core.DatasetInfo(
@@ -81,11 +94,28 @@ class ExampleBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         with Progress(console=Console(stderr=True), transient=True) as progress:
             task = progress.add_task(f"{self.name} {split}", total=len(items))
             number = 0
-            for records in self.runner((*self.steps, encode), items):
+            for records in self.runner((*self.steps, encode), items, chunk=self.chunk):
                 for record in records:
+                    if isinstance(record, Skip):
+                        self._skip(record)
+                        continue
                     yield number, {FEATURE: record}
                     number += 1
+                    if number == self.limit:
+                        return
                 progress.update(task, completed=min(number, len(items)))
+        if not number:
+            raise UserError(f"{self.name}: the split {split} has {len(items)} items, and not one gives an example")
+
+    def _skip(self, skip: Skip) -> None:
+        """Counts an example that is left out.
+
+        Raises:
+          UserError: one more than `skips`.
+        """
+        self.skipped.append(skip)
+        if len(self.skipped) > self.skips:
+            raise UserError(f"{skip.id} {skip.reason} (--skips={self.skips}: so many such examples may be left out)")
 
 
 class _ShardConfig(shard_utils.ShardConfig):
@@ -114,21 +144,33 @@ def _quiet() -> Iterator[None]:
         logging.set_verbosity(verbosity)
 
 
-def write(builder: type[ExampleBuilder], out: Path, *, runner: Runner, raw: Path | None = None, limit: int = 0) -> None:
+def write(
+    builder: type[ExampleBuilder], out: Path, *, runner: Runner, raw: Path | None = None, limit: int = 0, skips: int = 0
+) -> None:
     """Builds a data set into an existing, empty directory, so that `open_source` and `tfds.builder_from_directory` read it.
+
+    Examples that are left out stand in `skipped.jsonl` beside the shards, each with its reason.
 
     Args:
       builder: the data set.
       out: where `dataset_info.json`, `features.json` and the shards go.
       runner: the shell that runs the steps.
       raw: directory of the raw release, for data sets that need one.
-      limit: the first `limit` items of each split only; 0 = all.
+      limit: the first `limit` items, and no more than so many examples, of each split only; 0 = all.
+      skips: how many examples that cannot be used may be left out.
+
+    Raises:
+      UserError: more of them, or a split with nothing else.
     """
     tfds.disable_progress_bar()  # ours counts all items
     with tempfile.TemporaryDirectory(dir=out, prefix="tfds-") as work:
         instance = builder(data_dir=work, file_format="array_record")
-        instance.raw, instance.runner, instance.limit = raw, runner, limit
+        instance.raw, instance.runner, instance.limit, instance.skips = raw, runner, limit, skips
+        instance.skipped = []
         with _quiet():
             instance.download_and_prepare(download_config=_DownloadConfig())
         for file in Path(instance.data_dir).iterdir():
             file.rename(out / file.name)
+    if instance.skipped:
+        (out / SKIPPED).write_text("".join(f"{json.dumps(skip._asdict(), ensure_ascii=False)}\n" for skip in instance.skipped))
+        logging.warning("%d examples are left out; %s says which and why", len(instance.skipped), SKIPPED)

@@ -7,48 +7,40 @@ The release directory holds COCO's pictures in `val2014/` and files of one JSON 
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import tensorflow_datasets as tfds
-
-from data_pipelines import builder, release
-
-FILES = {kind: (f"coco_pope_{kind}.json",) for kind in ("random", "popular", "adversarial")}
+from data_pipelines import release
 
 
-def pictures(raw: Path, files: Mapping[str, Path], source: str) -> list[release.Picture]:
-    """All pictures with the questions of every file, by kind."""
+def pictures(found: release.Found) -> dict[str, list[release.Picture]]:
+    """All pictures with the questions of every file, answered by yes or no."""
     asked = []
-    for kind, file in files.items():
+    for kind, (file,) in found.files.items():
+        rows = release.read_rows(file)
         with release.reading(file):
-            for line in file.read_text(encoding="utf-8").splitlines():
-                row = json.loads(line)
+            for row in rows:
                 own = {"question_id": row["question_id"], "kind": kind}
                 asked.append((row["image"], release.Asked(row["text"], row["label"], own)))
-    return [
+    test = [
         release.Picture(
-            f"pope/test/{Path(image).stem}", source, str(raw / "val2014" / image), asked=group, meta={"image_id": image}
+            id=f"pope/test/{Path(image).stem}",
+            source=found.source,
+            file=str(found.raw / "val2014" / image),
+            asked=group,
+            meta={"image_id": image},
         )
         for image, group in release.by_picture(asked).items()
     ]
+    return {"test": test}
 
 
-class Pope(builder.ExampleBuilder):
-    """Pictures with questions of every kind, answered by yes or no."""
-
-    VERSION = tfds.core.Version("1.0.0")
-    description = "Whether objects are in pictures: a test of hallucination."
-    homepage = "https://github.com/AoiDragon/POPE"
-    license = "MIT; pictures: their owners' Flickr terms"
-    steps = (release.describe,)
-
-    def items(self) -> Mapping[str, Sequence[release.Picture]]:
-        found = release.find(self.raw, "pope", FILES, "github.com/AoiDragon/POPE, output/coco")
-        return {"test": pictures(self.raw, {kind: file for kind, (file,) in found.items()}, f"pope {self.VERSION}")}
-
-
-def build(out: Path, *, raw: Path | None = None, runner: builder.Runner, limit: int = 0) -> None:
-    """Stores the data set in the empty directory `out`."""
-    builder.write(Pope, out, raw=raw, runner=runner, limit=limit)
+POPE = release.Release(
+    name="pope",
+    about="Whether objects are in pictures: a test of hallucination.",
+    homepage="https://github.com/AoiDragon/POPE",
+    license="MIT; pictures: their owners' Flickr terms",
+    where="github.com/AoiDragon/POPE, output/coco",
+    files={kind: (f"coco_pope_{kind}.json",) for kind in ("random", "popular", "adversarial")},
+    items=pictures,
+)
+DATASETS = {"pope": POPE.build}

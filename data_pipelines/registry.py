@@ -11,19 +11,29 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from data_pipelines import local
 from mmjax.types.config import suggest
 from mmjax.types.errors import UserError
 
-# Module of each data set: its `build(out, *, raw, runner, limit)` fills an empty directory. Imported when asked for.
-NAMES = ("shapes", "easy_vqa", "smollm2", "coco_caption", "vqav2", "okvqa", "gqa", "textvqa", "scienceqa", "pope")
-BUILDERS = {name: f"data_pipelines.{name}" for name in NAMES}
+# Module of each data set, imported when asked for. Its table DATASETS has for each name a function that fills an empty
+# directory: (out, *, raw, runner, limit, skips).
+MODULES = {
+    **{name: name for name in ("shapes", "easy_vqa", "smollm2", "textcaps", "nocaps", "vqav2", "okvqa", "aokvqa", "gqa")},
+    **{name: name for name in ("ocr_vqa", "textvqa", "vizwiz", "scienceqa", "iconqa", "vsr", "pope", "hateful_memes")},
+    **dict.fromkeys(("coco_caption", "flickr30k"), "coco_caption"),
+    **dict.fromkeys(("visual_genome_caption", "visual_genome_qa"), "visual_genome"),
+    **dict.fromkeys(("cc3m", "cc12m", "sbu", "laion400m", "web_capfilt"), "image_text"),
+    **dict.fromkeys(("llava_conversation", "llava_detail", "llava_reasoning", "llava_instruct"), "llava"),
+    **dict.fromkeys(("llava_pretrain", "llava_mix665k", "conversations"), "llava"),
+}
+BUILDERS = tuple(MODULES)
 RUNNERS = {"local": local.run}
 MANIFEST = "manifest.json"
 
 
-def _choose(kind: str, name: str, table: dict):
+def _choose(kind: str, name: str, table: dict[str, Any]) -> Any:
     if name not in table:
         raise UserError(f"--{kind}={name}: there is no such {kind}{suggest(name, table)}")
     return table[name]
@@ -69,26 +79,29 @@ def _alone(out: Path) -> Iterator[None]:
         yield
 
 
-def prepare(name: str, out: str | Path, raw: str | Path | None = None, runner: str = "local", limit: int = 0) -> bool:
+def prepare(
+    name: str, out: str | Path, raw: str | Path | None = None, runner: str = "local", limit: int = 0, skips: int = 0
+) -> bool:
     """Makes a data set, unless `out` already holds it complete and unchanged.
 
     It is made beside `out` and renamed at the end: an interrupted run leaves nothing that looks finished. A damaged one, or
     one with another limit, is made again. Several processes may ask for the same data set: one makes it, the others wait.
 
     Args:
-      name: an entry of BUILDERS.
+      name: one of BUILDERS.
       out: directory to make.
       raw: directory of the raw release, for data sets whose release is not found by itself.
       runner: the shell that runs the steps.
       limit: the first `limit` items of each split only; 0 = all.
+      skips: how many examples that cannot be used may be left out; `skipped.jsonl` in `out` lists them.
 
     Returns:
       Whether anything was made.
 
     Raises:
-      UserError: an unknown name, a raw release or package that is missing, or an `out` that holds something else.
+      UserError: an unknown name, a raw release or package that is missing or damaged, or an `out` that holds something else.
     """
-    module, shell, out = _choose("dataset", name, BUILDERS), _choose("runner", runner, RUNNERS), Path(out)
+    module, shell, out = _choose("dataset", name, MODULES), _choose("runner", runner, RUNNERS), Path(out)
     if raw is not None and not Path(raw).is_dir():
         raise UserError(f"--raw={raw} is not a directory")
     with _alone(out):
@@ -101,7 +114,8 @@ def prepare(name: str, out: str | Path, raw: str | Path | None = None, runner: s
         with tempfile.TemporaryDirectory(dir=out.parent, prefix=prefix, ignore_cleanup_errors=True) as work:
             made = Path(work) / "data"
             made.mkdir()
-            importlib.import_module(module).build(made, raw=Path(raw) if raw else None, runner=shell, limit=limit)
+            fill = importlib.import_module(f"data_pipelines.{module}").DATASETS[name]
+            fill(made, raw=Path(raw) if raw else None, runner=shell, limit=limit, skips=skips)
             (made / MANIFEST).write_text(json.dumps({"dataset": name, "limit": limit, "files": _files(made)}, indent=1))
             if out.exists():
                 out.rename(Path(work) / "replaced")

@@ -1,16 +1,24 @@
-"""What the readers of downloaded releases share: finding and reading their files, and pictures with what is said of them."""
+"""What the readers of downloaded releases share: finding and reading their files, and pictures with what is said of them.
+
+A reader is a table of `Release`s, mostly of one: what is known of a data set, which files it wants, and the function that makes
+items of them.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import mimetypes
+import types
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
-from data_pipelines import builder
+import tensorflow_datasets as tfds
+
+from data_pipelines import builder, local
 from mmjax.types import Example, Medium, UserError
 
 
@@ -41,14 +49,14 @@ class Picture(NamedTuple):
     meta: Mapping[str, Any] = {}
 
 
-def describe(picture: Picture) -> Iterator[Example]:
-    """The only step of these data sets: a picture with all that is said of it.
-
-    Raises:
-      UserError: the picture is not there.
-    """
+def describe(picture: Picture) -> Iterator[Example | builder.Skip]:
+    """The only step of most of these data sets: a picture with all that is said of it; left out if it cannot be read."""
     own = {"questions": [asked.own for asked in picture.asked]} if picture.asked else {}
-    media = (_medium(picture),) if picture.file else ()
+    try:
+        media = (read_medium(Path(picture.file)),) if picture.file else ()
+    except OSError as error:
+        yield builder.Skip(picture.id, f"has no picture: {picture.file}: {error.strerror}; unpack the release's pictures there")
+        return
     yield Example(
         id=picture.id,
         source=picture.source,
@@ -59,15 +67,19 @@ def describe(picture: Picture) -> Iterator[Example]:
     )
 
 
-def _medium(picture: Picture) -> Medium:
-    file = Path(picture.file)
-    try:
-        data = file.read_bytes()
-    except OSError as error:
-        raise UserError(
-            f"the picture of {picture.id} cannot be read: {file}: {error.strerror}; unpack the release's pictures there"
-        ) from None
-    return Medium("image", data, mimetypes.guess_type(file.name)[0] or "")
+def read_medium(file: Path) -> Medium:
+    """The picture in a file, as it is stored.
+
+    Raises:
+      OSError: it cannot be read.
+    """
+    return Medium("image", file.read_bytes(), mimetypes.guess_type(file.name)[0] or "")
+
+
+def inside(name: str) -> bool:
+    """Whether a name that a release gives to a file stays below its directory."""
+    path = PurePosixPath(name)
+    return not path.is_absolute() and ".." not in path.parts and "\0" not in name
 
 
 def by_picture(questions: Iterable[tuple[Any, Asked]]) -> dict[Any, tuple[Asked, ...]]:
@@ -78,30 +90,95 @@ def by_picture(questions: Iterable[tuple[Any, Asked]]) -> dict[Any, tuple[Asked,
     return {picture: tuple(group) for picture, group in groups.items()}
 
 
-def find(raw: Path | None, dataset: str, splits: Mapping[str, Sequence[str]], where: str) -> dict[str, list[Path]]:
-    """The files of every split that a release directory holds completely.
+class Found(NamedTuple):
+    """A release on disk.
 
     Args:
+      name: of the data set.
+      source: of its Examples.
       raw: the directory that --raw names.
-      dataset: its name, for the message.
-      splits: names of the files of each split; they lie in the directory or in its folder `annotations`.
-      where: they come from, for the message.
-
-    Raises:
-      UserError: no directory, or one that holds no split.
+      files: of every split that is there completely.
     """
-    expected = " or ".join(" and ".join(names) for names in splits.values())
-    if raw is None:
-        raise UserError(f"{dataset} is read from a download ({where}): give --raw, a directory that holds {expected}")
-    found = {split: [_file(raw, name) for name in names] for split, names in splits.items()}
-    complete = {split: [file for file in files if file] for split, files in found.items() if all(files)}
-    if not complete:
-        raise UserError(f"--raw={raw} is no {dataset} release ({where}): expected {expected}, there or in annotations/")
-    return complete
+
+    name: str
+    source: str
+    raw: Path
+    files: dict[str, list[Path]]
 
 
-def _file(raw: Path, name: str) -> Path | None:
-    return next((file for file in (raw / name, raw / "annotations" / name) if file.is_file()), None)
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Release:
+    """A data set that is read from what its owners publish.
+
+    Args:
+      name: its name.
+      about, homepage, license: for people.
+      where: the files come from, for messages.
+      files: names of the files of each split, or patterns that match some; they lie in the directory or in `annotations/`.
+      items: makes of them what the first step takes, by split.
+      steps, chunk: as `builder.ExampleBuilder` has them.
+      version: of the reader.
+    """
+
+    name: str
+    about: str
+    homepage: str
+    license: str
+    where: str
+    files: Mapping[str, Sequence[str]]
+    items: Callable[[Found], Mapping[str, Sequence[Any]]]
+    steps: Sequence[local.Step] = (describe,)
+    chunk: int = local.CHUNK
+    version: str = "1.0.0"
+
+    def find(self, raw: Path | None) -> Found:
+        """The release in a directory.
+
+        Raises:
+          UserError: no directory, or one that holds no split.
+        """
+        expected = " or ".join(" and ".join(names) for names in self.files.values())
+        if raw is None:
+            raise UserError(
+                f"{self.name} is read from a download ({self.where}): give launch.prepare --raw, a directory that holds "
+                f"{expected}"
+            )
+        found = {split: [_files(raw, name) for name in names] for split, names in self.files.items()}
+        complete = {split: [file for each in files for file in each] for split, files in found.items() if all(files)}
+        if not complete:
+            raise UserError(
+                f"--raw={raw} is no {self.name} release ({self.where}): expected {expected}, there or in annotations/"
+            )
+        return Found(self.name, f"{self.name} {self.version}", raw, complete)
+
+    def build(self, out: Path, *, raw: Path | None = None, **options: Any) -> None:
+        """Stores the data set in the empty directory `out`; the options are those of `builder.write`."""
+        fields = {
+            "name": self.name,
+            "VERSION": tfds.core.Version(self.version),
+            "steps": self.steps,
+            "chunk": self.chunk,
+            "description": self.about,
+            "homepage": self.homepage,
+            "license": self.license,
+            "items": lambda dataset: self.items(self.find(dataset.raw)),
+        }
+        # TFDS knows a data set as a class.
+        made = types.new_class(
+            self.name, (builder.ExampleBuilder,), {"skip_registration": True}, lambda body: body.update(fields)
+        )
+        builder.write(made, out, raw=raw, **options)
+
+
+def each_split(pictures: Callable[[Found, str, list[Path]], Sequence[Any]]) -> Callable[[Found], dict[str, Sequence[Any]]]:
+    """The `items` of a release whose splits are read one by one: (release, split, its files) -> items."""
+    return lambda found: {split: pictures(found, split, files) for split, files in found.files.items()}
+
+
+def _files(raw: Path, name: str) -> list[Path]:
+    """The files of that name or pattern, in order, in the first folder that has some."""
+    folders = (sorted(folder.glob(name)) for folder in (raw, raw / "annotations", raw / "Annotations"))
+    return next((files for files in folders if files), [])
 
 
 @contextlib.contextmanager
@@ -121,6 +198,15 @@ def read_json(file: Path) -> Any:
     """The content of a JSON file."""
     with reading(file):
         return json.loads(file.read_bytes())
+
+
+def read_rows(file: Path) -> list[Any]:
+    """The rows of a JSON list, or of a file of one JSON object a line."""
+    with reading(file):
+        text = file.read_text(encoding="utf-8")
+        if text.lstrip().startswith("["):
+            return json.loads(text)
+        return [json.loads(line) for line in text.splitlines() if line.strip()]
 
 
 def most_frequent(answers: Sequence[str]) -> str:

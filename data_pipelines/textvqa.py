@@ -6,18 +6,15 @@ text recognition, `TextVQA_Rosetta_OCR_v0.2_*.json`, are there too, `meta["ocr_t
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-import tensorflow_datasets as tfds
-
-from data_pipelines import builder, release
-
-FILES = {split: (f"TextVQA_0.5.1_{split}.json",) for split in ("train", "val")}
+from data_pipelines import release
 
 
-def pictures(raw: Path, split: str, file: Path, source: str) -> list[release.Picture]:
-    """All pictures of a split with their questions."""
+def pictures(found: release.Found, split: str, files: Sequence[Path]) -> list[release.Picture]:
+    """All pictures of a split with their questions and ten answers."""
+    (file,) = files
     content = release.read_json(file)
     with release.reading(file):
         asked = [
@@ -34,9 +31,9 @@ def pictures(raw: Path, split: str, file: Path, source: str) -> list[release.Pic
     recognised = ocr_tokens(file.parent / f"TextVQA_Rosetta_OCR_v0.2_{split}.json")
     return [
         release.Picture(
-            f"textvqa/{split}/{image}",
-            source,
-            str(raw / "train_images" / f"{image}.jpg"),
+            id=f"textvqa/{split}/{image}",
+            source=found.source,
+            file=str(found.raw / "train_images" / f"{image}.jpg"),
             asked=group,
             meta={"image_id": image, **({"ocr_tokens": recognised[image]} if image in recognised else {})},
         )
@@ -53,20 +50,13 @@ def ocr_tokens(file: Path) -> dict[str, list[str]]:
         return {row["image_id"]: row["ocr_tokens"] for row in content["data"]}
 
 
-class Textvqa(builder.ExampleBuilder):
-    """Pictures with their questions; `meta["questions"]` holds the ten answers of each."""
-
-    VERSION = tfds.core.Version("1.0.0")
-    description = "Questions about the text in pictures, with the answers of ten people each."
-    homepage = "https://textvqa.org"
-    license = "CC-BY-4.0"
-    steps = (release.describe,)
-
-    def items(self) -> Mapping[str, Sequence[release.Picture]]:
-        found = release.find(self.raw, "textvqa", FILES, "textvqa.org/dataset")
-        return {split: pictures(self.raw, split, file, f"textvqa {self.VERSION}") for split, (file,) in found.items()}
-
-
-def build(out: Path, *, raw: Path | None = None, runner: builder.Runner, limit: int = 0) -> None:
-    """Stores the data set in the empty directory `out`."""
-    builder.write(Textvqa, out, raw=raw, runner=runner, limit=limit)
+TEXTVQA = release.Release(
+    name="textvqa",
+    about="Questions about the text in pictures, with the answers of ten people each.",
+    homepage="https://textvqa.org",
+    license="CC-BY-4.0",
+    where="textvqa.org/dataset",
+    files={split: (f"TextVQA_0.5.1_{split}.json",) for split in ("train", "val")},
+    items=release.each_split(pictures),
+)
+DATASETS = {"textvqa": TEXTVQA.build}

@@ -10,25 +10,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import tensorflow_datasets as tfds
-
-from data_pipelines import builder, release
-
-FILES = {
-    split: (f"v2_OpenEnded_mscoco_{split}2014_questions.json", f"v2_mscoco_{split}2014_annotations.json")
-    for split in ("train", "val")
-}
+from data_pipelines import release
 
 
-def pictures(raw: Path, dataset: str, split: str, files: Sequence[Path], source: str) -> list[release.Picture]:
-    """All pictures of a split with their questions, also of OK-VQA, whose files have the same form.
+def pictures(found: release.Found, split: str, files: Sequence[Path]) -> list[release.Picture]:
+    """All pictures of a split with their questions and ten answers, also of OK-VQA, whose files have the same form.
 
     Args:
-      raw: the release directory.
-      dataset: name in the ids.
+      found: the release.
       split: "train" or "val".
       files: the questions and their annotations.
-      source: of the Examples.
     """
     questions, annotations = map(release.read_json, files)
     with release.reading(files[1]):
@@ -39,9 +30,9 @@ def pictures(raw: Path, dataset: str, split: str, files: Sequence[Path], source:
         asked = [(image, _asked(question, annotated[number])) for image, number, question in rows]
     return [
         release.Picture(
-            f"{dataset}/{split}/{image}",
-            source,
-            str(raw / f"{split}2014" / f"COCO_{split}2014_{image:012d}.jpg"),
+            id=f"{found.name}/{split}/{image}",
+            source=found.source,
+            file=str(found.raw / f"{split}2014" / f"COCO_{split}2014_{image:012d}.jpg"),
             asked=group,
             meta={"image_id": image},
         )
@@ -62,20 +53,16 @@ def _asked(question: str, annotation: Mapping[str, Any]) -> release.Asked:
     return release.Asked(question, annotation.get("multiple_choice_answer") or release.most_frequent(answers), own)
 
 
-class Vqav2(builder.ExampleBuilder):
-    """Pictures with their questions; `meta["questions"]` holds ten answers, an answer type (kind) and a question type each."""
-
-    VERSION = tfds.core.Version("1.0.0")
-    description = "Questions about COCO pictures with the answers of ten people each."
-    homepage = "https://visualqa.org"
-    license = "annotations CC-BY-4.0; pictures: their owners' Flickr terms"
-    steps = (release.describe,)
-
-    def items(self) -> Mapping[str, Sequence[release.Picture]]:
-        found = release.find(self.raw, "vqav2", FILES, "visualqa.org/download.html")
-        return {split: pictures(self.raw, "vqav2", split, files, f"vqav2 {self.VERSION}") for split, files in found.items()}
-
-
-def build(out: Path, *, raw: Path | None = None, runner: builder.Runner, limit: int = 0) -> None:
-    """Stores the data set in the empty directory `out`."""
-    builder.write(Vqav2, out, raw=raw, runner=runner, limit=limit)
+VQAV2 = release.Release(
+    name="vqav2",
+    about="Questions about COCO pictures with the answers of ten people each.",
+    homepage="https://visualqa.org",
+    license="annotations CC-BY-4.0; pictures: their owners' Flickr terms",
+    where="visualqa.org/download.html",
+    files={
+        split: (f"v2_OpenEnded_mscoco_{split}2014_questions.json", f"v2_mscoco_{split}2014_annotations.json")
+        for split in ("train", "val")
+    },
+    items=release.each_split(pictures),
+)
+DATASETS = {"vqav2": VQAV2.build}

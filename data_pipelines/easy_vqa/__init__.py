@@ -118,7 +118,10 @@ class EasyVqa(builder.ExampleBuilder):
         return {split: pictures(release, split) for split in ("train", "test")}
 
 
-def build(out: Path, *, raw: Path | None = None, runner: builder.Runner, limit: int = 0) -> None:
+def build(out: Path, *, raw: Path | None = None, runner: builder.Runner, limit: int = 0, skips: int = 0) -> None:
     """Stores the data set in the empty directory `out`, with a word-level tokenizer of its texts in `out/tokenizer`."""
-    builder.write(EasyVqa, out, raw=raw, runner=runner, limit=limit)
+    builder.write(EasyVqa, out, raw=raw, runner=runner, limit=limit, skips=skips)
     tokenizer.build(out)
+
+
+DATASETS = {"easy_vqa": build}

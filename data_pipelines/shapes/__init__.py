@@ -51,7 +51,10 @@ class Shapes(builder.ExampleBuilder):
         return {name: [(name, index) for index in range(split.scenes)] for name, split in SPLITS.items()}
 
 
-def build(out: Path, *, raw: Path | None = None, runner: builder.Runner, limit: int = 0) -> None:
+def build(out: Path, *, raw: Path | None = None, runner: builder.Runner, limit: int = 0, skips: int = 0) -> None:
     """Renders the data set into the empty directory `out`, with a word-level tokenizer of its texts in `out/tokenizer`."""
-    builder.write(Shapes, out, runner=runner, limit=limit)
+    builder.write(Shapes, out, runner=runner, limit=limit, skips=skips)
     tokenizer.build(out)
+
+
+DATASETS = {"shapes": build}

@@ -176,14 +176,13 @@ def choose(presets: Mapping[str, Any], name: str) -> Any:
     return presets[name]
 
 
-def retrieval(*, tiny: bool = False) -> dict[str, Any]:
-    """Which caption belongs to which picture, the first 128 scored again by the matching head."""
+def retrieval(name: str = "coco_caption", *, tiny: bool = False) -> dict[str, Any]:
+    """Which caption of a data set's test split belongs to which picture, the first 128 scored again by the matching head."""
+    template = {"split": "test", "template": "caption_pair", "cleaning": "blip2"}
     if tiny:
-        source = {"path": "data/shapes", "builder": "shapes", "split": "test", "template": "caption_pair", "cleaning": "blip2"}
+        source = {"path": "data/shapes", "builder": "shapes", **template}
         return {"source": source, "task": "retrieval", "limit": 64, "rerank": 8, "batch_size": 32}
-    path = "data/coco_caption"
-    source = {"path": path, "builder": "coco_caption", "split": "test", "template": "caption_pair", "cleaning": "blip2"}
-    return {"source": source, "task": "retrieval", "rerank": 128}
+    return {"source": {"path": f"data/{name}", "builder": name, **template}, "task": "retrieval", "rerank": 128}
 
 
 def lengths(read: int, written: int, *, splits: bool) -> dict[str, int]:

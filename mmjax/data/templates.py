@@ -241,10 +241,10 @@ def _lines_of_choices(question: str, context: str, choices: tuple[str, ...]) -> 
     return "\n".join((*context_line, question, *options, "Answer with the option's letter from the given choices directly."))
 
 
-def _row_of_choices(question: str, context: str, choices: tuple[str, ...]) -> str:
-    """InstructBLIP's prompt for ScienceQA (arXiv 2305.06500), whose choices are ranked."""
+def _row_of_choices(question: str, context: str, choices: tuple[str, ...], end: str = "Answer:") -> str:
+    """InstructBLIP's prompt for ScienceQA (arXiv 2305.06500), whose choices are ranked; with "Short answer:", for IconQA."""
     options = " ".join(f"({letter.lower()}) {choice}" for letter, choice in zip(LETTERS, choices, strict=False))
-    return f"{f'Context: {context} ' if context else ''}Question: {question} Options: {options}. Answer:"
+    return f"{f'Context: {context} ' if context else ''}Question: {question} Options: {options}. {end}"
 
 
 def _every_medium(example: Example) -> tuple[MediumSlot, ...]:
@@ -355,7 +355,10 @@ TEMPLATES: dict[str, Template] = {
     **{f"vqa_{number}": _questions(text) for number, text in enumerate(prompts.VQA, 1)},
     "vqa_mixed": _questions(*prompts.VQA),
     "vqa_ocr": _questions("OCR tokens: {ocr_tokens}. Question: {question} Short answer:"),
+    "statement": _questions('Based on the image, is this statement true or false? "{question}" Answer:'),
+    "meme": _questions('This is an image with: "{question}" written on it. Is it hateful? Answer:'),
     "choices": _choices(_row_of_choices, letters=False),
+    "choices_short": _choices(functools.partial(_row_of_choices, end="Short answer:"), letters=False),
     "choice_letters": _choices(_lines_of_choices, letters=True),
 }
 

@@ -59,7 +59,7 @@ def test_a_failing_build_leaves_nothing(tmp_path, monkeypatch):
         (out / "half").write_text("x")
         raise RuntimeError("no disk")
 
-    monkeypatch.setattr(shapes, "build", fail)
+    monkeypatch.setitem(shapes.DATASETS, "shapes", fail)
     with pytest.raises(RuntimeError, match="no disk"):
         data_pipelines.prepare("shapes", tmp_path / "shapes")
     assert visible(tmp_path) == []

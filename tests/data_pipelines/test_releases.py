@@ -2,38 +2,17 @@
 
 from __future__ import annotations
 
-import io
+import importlib
 import json
 
 import pytest
-from PIL import Image
 
 import data_pipelines
-from mmjax.data.records import open_source, split_names
+from data_pipelines.registry import MODULES
+from data_pipelines.release import inside, read_rows
 from mmjax.data.templates import TEMPLATES, MediumSlot, captions_of, single_questions
 from mmjax.types import UserError
-
-
-def write(raw, files):
-    """Writes a release: texts and JSON values as they are, `None` as a picture whose colour is its own."""
-    for number, (name, content) in enumerate(files.items()):
-        file = raw / name
-        file.parent.mkdir(parents=True, exist_ok=True)
-        if content is None:
-            stream = io.BytesIO()
-            Image.new("RGB", (4, 3), (number, 2 * number, 3 * number)).save(stream, "PNG" if name.endswith("png") else "JPEG")
-            file.write_bytes(stream.getvalue())
-        else:
-            file.write_text(content if isinstance(content, str) else json.dumps(content))
-    return raw
-
-
-def prepared(name, tmp_path, files):
-    """{split: examples} of a data set made from these files."""
-    raw = write(tmp_path / "raw", files)
-    data_pipelines.prepare(name, tmp_path / "out", raw)
-    out = tmp_path / "out"
-    return {split: list(open_source(out, split)) for split in split_names(out)}
+from tests.data_pipelines.releases import prepared, write
 
 
 def karpathy_row(image, folder, split, captions):
@@ -222,6 +201,226 @@ def test_pope_joins_its_files_by_picture(tmp_path):
     assert [one.meta["kind"] for one in singles] == ["random", "random", "popular"]
 
 
+def test_textcaps_has_a_row_for_each_caption(tmp_path):
+    def row(number):
+        return {
+            "image_id": "ab",
+            "caption_id": number,
+            "caption_str": FIVE[number],
+            "reference_strs": FIVE,
+            "set_name": "train",
+        }
+
+    files = {
+        "TextCaps_0.1_train.json": {"dataset_name": "textcaps", "data": [row(0), row(1)]},
+        "TextVQA_Rosetta_OCR_v0.2_train.json": {"data": [{"image_id": "ab", "ocr_tokens": ["LG"]}]},
+        "train_images/ab.jpg": None,
+    }
+    (example,) = prepared("textcaps", tmp_path, files)["train"]
+    assert example.id == "textcaps/train/ab" and example.answers == tuple(FIVE) and len(example.media) == 1
+    assert example.meta == {"image_id": "ab", "ocr_tokens": ["LG"]}
+
+
+def test_aokvqa_has_open_answers_and_choices(tmp_path):
+    row = {
+        "split": "train", "image_id": 299207, "question_id": "22Mex", "question": "What is the man awaiting?",
+        "choices": ["skateboarder", "train", "delivery", "cab"], "correct_choice_idx": 3,
+        "direct_answers": ["ride"] * 3 + ["cab"] * 7, "difficult_direct_answer": False, "rationales": ["He waits.", "a", "b"],
+    }  # fmt: skip
+    files = {"aokvqa_v1p0_train.json": [row], "train2017/000000299207.jpg": None}
+    (example,) = prepared("aokvqa", tmp_path, files)["train"]
+    (question,) = single_questions(example)
+    assert example.turns[1].text == "cab" and question.answers == tuple(row["direct_answers"])
+    assert question.meta["choices"] == row["choices"] and question.meta["choice"] == "cab"
+
+
+def book(split, extension="jpg", **fields):
+    row = {"imageURL": f"http://ecx.images-amazon.com/images/I/x.{extension}", "questions": ["Who wrote this?", "Which year?"]}
+    rest = {"answers": ["Sandra", "2016"], "title": "T", "authorName": "Sandra", "genre": "Calendars", "split": split}
+    return row | rest | fields
+
+
+def test_ocr_vqa_has_splits_by_number_and_covers_as_its_script_saves_them(tmp_path):
+    files = {"dataset.json": {"761": book(1), "9": book(3, "png")}, "images/761.jpg": None, "images/9.png": None}
+    splits = prepared("ocr_vqa", tmp_path, files)
+    assert {split: [example.id for example in examples] for split, examples in splits.items()} == {
+        "train": ["ocr_vqa/train/761"], "test": ["ocr_vqa/test/9"],
+    }  # fmt: skip
+    assert [one.answers for one in single_questions(splits["test"][0])] == [("Sandra",), ("2016",)]
+    assert splits["test"][0].media[0].mime == "image/png"
+
+
+def test_covers_that_are_gone_may_be_left_out_and_are_listed(tmp_path):
+    files = {"dataset.json": {str(number): book(1) for number in range(3)}, "images/1.jpg": None}
+    splits = prepared("ocr_vqa", tmp_path, files, skips=2)
+    assert [example.id for example in splits["train"]] == ["ocr_vqa/train/1"]
+    skipped = [json.loads(line) for line in (tmp_path / "out" / "skipped.jsonl").read_text().splitlines()]
+    assert [row["id"] for row in skipped] == ["ocr_vqa/train/0", "ocr_vqa/train/2"]
+    assert "images/0.jpg: No such file" in skipped[0]["reason"]
+
+
+def test_a_picture_more_than_may_be_left_out_is_an_error(tmp_path):
+    files = {"dataset.json": {str(number): book(1) for number in range(3)}, "images/1.jpg": None}
+    with pytest.raises(UserError, match=r"ocr_vqa/train/2 has no picture: .*--skips=1: so many"):
+        prepared("ocr_vqa", tmp_path, files, skips=1)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_split_that_is_left_out_whole_is_an_error(tmp_path):
+    with pytest.raises(UserError, match="ocr_vqa: the split train has 2 items, and not one gives an example"):
+        prepared("ocr_vqa", tmp_path, {"dataset.json": {"1": book(1), "2": book(1)}}, skips=2)
+
+
+GENOME = {
+    "image_data.json": [
+        {
+            "image_id": 1,
+            "url": "https://cs.stanford.edu/people/rak248/VG_100K_2/1.jpg",
+            "coco_id": None,
+            "width": 4,
+            "height": 3,
+        },
+        {"image_id": 71, "url": "https://cs.stanford.edu/people/rak248/VG_100K/71.jpg", "coco_id": 42, "width": 4, "height": 3},
+    ],
+    "VG_100K_2/1.jpg": None,
+    "VG_100K/71.jpg": None,
+}
+
+
+def test_visual_genome_has_a_caption_for_each_region(tmp_path):
+    def regions(image, *phrases):
+        return {"id": image, "regions": [{"region_id": 1, "image_id": image, "phrase": text, "x": 0} for text in phrases]}
+
+    files = GENOME | {"region_descriptions.json": [regions(1), regions(71, "a red sign", "the clock is green")]}
+    (example,) = prepared("visual_genome_caption", tmp_path, files)["train"]
+    assert example.answers == ("a red sign", "the clock is green") and example.turns == ()
+    assert example.meta == {"image_id": 71, "coco_id": 42}
+    assert example.media[0].data == (tmp_path / "raw/VG_100K/71.jpg").read_bytes()
+
+
+def test_visual_genome_has_questions(tmp_path):
+    def asked(image, *texts):
+        return {"id": image, "qas": [{"qa_id": n, "image_id": image, "question": text, "answer": "Red."} for n, text in texts]}
+
+    files = GENOME | {"question_answers.json": [asked(1, (986768, "What colour?"), (7, "Which?")), asked(71)]}
+    (example,) = prepared("visual_genome_qa", tmp_path, files)["train"]
+    first, second = single_questions(example)
+    assert first.answers == ("Red.",) and [first.meta["question_id"], second.meta["question_id"]] == [986768, 7]
+    assert example.media[0].data == (tmp_path / "raw/VG_100K_2/1.jpg").read_bytes()
+
+
+def test_flickr30k_has_karpathys_splits(tmp_path):
+    def row(name, split):
+        return {"filename": name, "imgid": 0, "split": split, "sentids": [0], "sentences": [{"raw": text} for text in FIVE]}
+
+    files = {
+        "dataset_flickr30k.json": {"images": [row("36979.jpg", "test"), row("65567.jpg", "train")], "dataset": "flickr30k"},
+        "flickr30k-images/36979.jpg": None,
+        "flickr30k-images/65567.jpg": None,
+    }
+    splits = prepared("flickr30k", tmp_path, files)
+    assert [len(splits[split]) for split in ("train", "test")] == [1, 1]
+    assert splits["test"][0].id == "flickr30k/test/36979" and splits["test"][0].answers == tuple(FIVE)
+
+
+def test_nocaps_has_domains(tmp_path):
+    image = {"id": 0, "file_name": "0013ea.jpg", "open_images_id": "0013ea", "coco_url": "https://x/0013ea.jpg"}
+    files = {
+        "nocaps_val_4500_captions.json": {
+            "images": [{**image, "domain": "in-domain"}, {**image, "id": 7, "file_name": "b.jpg", "domain": "out-domain"}],
+            "annotations": [
+                {"image_id": 7, "caption": "a baby"},
+                {"image_id": 0, "caption": "a man"},
+                {"image_id": 7, "caption": "b"},
+            ],
+        },
+        "images/0013ea.jpg": None,
+        "images/b.jpg": None,
+    }
+    examples = prepared("nocaps", tmp_path, files)["val"]
+    assert [example.answers for example in examples] == [("a man",), ("a baby", "b")]
+    assert [example.meta["domain"] for example in examples] == ["in-domain", "out-domain"]
+
+
+def test_vizwiz_keeps_ten_answers(tmp_path):
+    people = ["night time"] * 6 + ["unanswerable"] * 4
+    row = {
+        "image": "VizWiz_val_00000001.jpg", "question": "What is this please?", "answer_type": "other", "answerable": 1,
+        "answers": [{"answer": text, "answer_confidence": "yes"} for text in people],
+    }  # fmt: skip
+    files = {"Annotations/val.json": [row], "val/VizWiz_val_00000001.jpg": None}
+    (example,) = prepared("vizwiz", tmp_path, files)["val"]
+    (question,) = single_questions(example)
+    assert question.answers == tuple(people) and example.turns[1].text == "night time"
+    assert question.meta["kind"] == "other" and question.meta["question_id"] == "VizWiz_val_00000001.jpg"
+
+
+def test_iconqa_has_the_problems_with_choices_in_words(tmp_path):
+    words = {"question": "How likely?", "choices": ["certain", "unlikely"], "answer": "1", "ques_type": "choose_txt"}
+    blank = {"question": "How many?", "choices": None, "answer": "7", "ques_type": "fill_in_blank"}
+    splits = {"choose_txt_train": [], "choose_txt_val": [], "choose_txt_test": ["12"], "fill_in_blank_test": ["5"]}
+    files = {
+        "problems.json": {"12": words | {"split": "test"}, "5": blank | {"split": "test"}},
+        "pid_splits.json": splits,
+        "iconqa/test/choose_txt/12/image.png": None,
+    }
+    (example,) = prepared("iconqa", tmp_path, files)["test"]
+    assert example.id == "iconqa/test/12" and example.turns[1].text == "unlikely"
+    prompt = TEMPLATES["choices_short"].prompt(example, 0).parts[-1].text
+    assert prompt == "Question: How likely? Options: (a) certain (b) unlikely. Short answer:"
+
+
+def test_vsr_asks_whether_statements_are_true(tmp_path):
+    def line(caption, label):
+        facts = {"image": "000000050403.jpg", "image_link": "http://x", "caption": caption, "label": label, "annotator_id": 31}
+        return json.dumps(facts | {"relation": "in front of", "vote_true_validator_id": [2], "vote_false_validator_id": []})
+
+    files = {
+        "splits/zeroshot/test.jsonl": f"{line('The bear is in front of it.', 1)}\n{line('It is far.', 0)}\n",
+        "images/000000050403.jpg": None,
+    }
+    (example,) = prepared("vsr", tmp_path, files)["test"]
+    first, second = single_questions(example)
+    assert (first.answers, second.answers) == (("yes",), ("no",)) and first.meta["choices"] == ["no", "yes"]
+    assert first.meta["kind"] == "in front of"
+    assert TEMPLATES["statement"].prompt(second, 0).parts[-1].text == (
+        'Based on the image, is this statement true or false? "It is far." Answer:'
+    )
+
+
+def test_hateful_memes_leaves_out_what_has_no_label(tmp_path):
+    files = {
+        "dev_seen.jsonl": '{"id": 8291, "img": "img/08291.png", "label": 1, "text": "look at this"}\n',
+        "test_seen.jsonl": '{"id": 16395, "img": "img/16395.png", "text": "and this"}\n',
+        "img/08291.png": None,
+    }
+    splits = prepared("hateful_memes", tmp_path, files)
+    assert list(splits) == ["dev_seen"]
+    (question,) = single_questions(splits["dev_seen"][0])
+    assert question.answers == ("yes",) and question.meta["choices"] == ["no", "yes"] and question.meta["question_id"] == 8291
+    assert TEMPLATES["meme"].prompt(question, 0).parts[-1].text == (
+        'This is an image with: "look at this" written on it. Is it hateful? Answer:'
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "rows"),
+    [
+        ('[{"a": 1},\n {"b": "[é"}]', [{"a": 1}, {"b": "[é"}]),
+        ('\n {"a": 1}\n\n{"b": 2}', [{"a": 1}, {"b": 2}]),
+        (" []", []),
+    ],
+)
+def test_rows_of_lists_and_of_lines(tmp_path, text, rows):
+    (tmp_path / "rows").write_text(text, encoding="utf-8")
+    assert read_rows(tmp_path / "rows") == rows
+
+
+def test_names_that_leave_a_release():
+    assert all(map(inside, ("a.jpg", "a/b..c.jpg", "coco/train2017/1.jpg")))
+    assert not any(map(inside, ("/etc/passwd", "../a.jpg", "a/../../b.jpg", "a\0.jpg")))
+
+
 @pytest.mark.parametrize(
     ("name", "files", "message"),
     [
@@ -230,6 +429,18 @@ def test_pope_joins_its_files_by_picture(tmp_path):
         ("coco_caption", {"dataset_coco.json": '{"images": ['}, "dataset_coco.json is no whole JSON file"),
         ("coco_caption", {"dataset_coco.json": {"pictures": []}}, "dataset_coco.json is not the file.*'images' is missing"),
         ("coco_caption", {"dataset_coco.json": [1]}, "dataset_coco.json is not the file"),
+        (
+            "textcaps",
+            {"TextCaps_0.1_train.json": {"data": [{"image_id": "a"}]}},
+            "TextCaps_0.1_train.json is not.*'reference_strs'",
+        ),
+        ("aokvqa", {"aokvqa_v1p1_train.json": []}, "expected aokvqa_v1p0_train.json or aokvqa_v1p0_val.json"),
+        ("ocr_vqa", {"dataset.json": {"7": {}}}, "dataset.json is not the file.*'split' is missing"),
+        ("visual_genome_qa", {"image_data.json": []}, "expected image_data.json and question_answers.json"),
+        ("visual_genome_qa", GENOME | {"question_answers.json": [{"id": 2, "qas": []}]}, "the key 2 is missing"),
+        ("flickr30k", {"dataset_flickr30k.json": '{"im'}, "dataset_flickr30k.json is no whole JSON file"),
+        ("vsr", {"splits/zeroshot/dev.jsonl": '{"image": "a.jpg"}'}, "dev.jsonl is not the file.*'relation' is missing"),
+        ("iconqa", {"problems.json": {}}, "expected problems.json and pid_splits.json"),
         ("pope", {"coco_pope_random.json": '{"question_id": 1}\n{"que'}, "coco_pope_random.json"),
     ],
 )
@@ -240,15 +451,22 @@ def test_a_wrong_or_damaged_release_is_one_line(tmp_path, name, files, message):
     assert len(str(raised.value).splitlines()) == 1
 
 
-@pytest.mark.parametrize("name", ["coco_caption", "vqav2", "okvqa", "gqa", "textvqa", "scienceqa", "pope"])
+@pytest.mark.parametrize("name", sorted(set(MODULES) - {"shapes", "easy_vqa", "smollm2"}))
 def test_a_release_is_asked_for(tmp_path, name):
-    with pytest.raises(UserError, match=f"{name} is read from a download .*: give --raw, a directory that holds"):
+    with pytest.raises(
+        UserError, match=f"{name} is read from a download .*: give launch.prepare --raw, a directory that holds"
+    ):
         data_pipelines.prepare(name, tmp_path / "out")
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_every_module_makes_the_data_sets_of_its_names(name):
+    assert callable(importlib.import_module(f"data_pipelines.{MODULES[name]}").DATASETS[name])
 
 
 def test_a_missing_picture_is_named(tmp_path):
     files = {name: content for name, content in KARPATHY.items() if "073" not in name}
-    with pytest.raises(UserError, match=r"coco_caption/test/73 cannot be read: .*COCO_val2014_000000000073.jpg: No such"):
+    with pytest.raises(UserError, match=r"coco_caption/test/73 has no picture: .*COCO_val2014_000000000073.jpg: No such"):
         prepared("coco_caption", tmp_path, files)
 
 

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh
 
+from data_pipelines import BUILDERS
 from mmjax.parallel.axes import batch_sharding
 from mmjax.parallel.mesh import MESH_AXES
 from mmjax.systems.objectives import make_objective
@@ -45,6 +46,7 @@ CONFIGS = [
     ("blip2.vqa", "held_out"),
     ("blip2.caption", ""),
     ("blip2.retrieval", ""),
+    ("blip2.retrieval", "flickr30k"),
     ("instructblip.instruct", ""),
     ("instructblip.instruct", "llm=flan_t5_xl,tiny"),
     *((module, "tiny") for module in PUBLISHED),
@@ -70,6 +72,23 @@ def test_golden_text(module, arg):
     golden = GOLDEN / f"{module}{'-' + arg if arg else ''}.txt"
     assert golden.exists(), f"{golden} is missing; write it with PYTHONPATH=. python tests/experiments/test_configs.py"
     assert to_text(resolve(module, arg)) == golden.read_text()
+
+
+@pytest.mark.parametrize(("module", "arg"), CONFIGS)
+def test_data_are_what_launch_prepare_makes(module, arg):
+    experiment = resolve(module, arg)
+    sources = [source for stage in experiment.stages.values() for source in stage.data.mixture.values()]
+    sources += [evaluation.source for evaluation in experiment.evaluations.values()]
+    for source in sources:
+        assert source.builder in BUILDERS and source.path == f"data/{source.builder}"
+
+
+def test_questions_are_never_evaluated_where_they_are_learnt():
+    for arg in ("", "held_out", "llm=flan_t5_xl"):
+        experiment = resolve("blip2.vqa", arg)
+        learnt = {(source.path, source.split) for source in experiment.stages["vqa"].data.mixture.values()}
+        asked = experiment.evaluations["vqa"].source
+        assert learnt and (asked.path, asked.split) not in learnt
 
 
 def abstract_batch(stage) -> Batch:
