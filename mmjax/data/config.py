@@ -51,7 +51,8 @@ class DataConfig:
       rows: rows of the global batch, b.
       length: text positions of a row, t; 0 for objectives without a text row (BLIP-2 stage 1).
       source_length: source positions of a row, s; 0 unless the language model is an encoder–decoder, which reads prompts there.
-      media: media slots of a row, n; 0 for text only.
+      media: media slots of a row, n; 0 for text only. A video takes as many as it has `frames`.
+      frames: pictures that a video becomes, evenly spaced over it.
       queries: query slots of a row, m; 0 when the connector reads no text.
       query_length: positions of a query, u.
       soft_tokens: connector outputs per query (or per medium without queries), k: what one image takes in the text row.
@@ -77,6 +78,7 @@ class DataConfig:
     length: int
     source_length: int = 0
     media: int = 1
+    frames: int = 4
     queries: int = 0
     query_length: int = 0
     soft_tokens: int = 0
@@ -98,7 +100,7 @@ class DataConfig:
     def __post_init__(self):
         if not self.mixture:
             raise ValueError("mixture names no data set")
-        for name in ("rows", "window", "prefetch", "image_size"):
+        for name in ("rows", "window", "prefetch", "image_size", "frames"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be 1 or more, got {getattr(self, name)}")
         sizes = ("length", "source_length", "media", "queries", "query_length", "soft_tokens", "workers")

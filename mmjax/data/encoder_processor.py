@@ -43,7 +43,11 @@ class EncoderProcessor:
         Raises:
           UserError: one that cannot be used, or that the transform does not bring to the encoder's size.
         """
-        pixels = [transform_image(decode_image(image, name=f"image {i}"), self.transform) for i, image in enumerate(images)]
+        names = [f"image {i}" for i in range(len(images))]
+        pixels = [
+            transform_image(decode_image(image, name=name), self.transform, name=name)
+            for image, name in zip(images, names, strict=True)
+        ]
         wanted = (self.image_size, self.image_size, 3)
         for i, picture in enumerate(pixels):
             if picture.shape != wanted:

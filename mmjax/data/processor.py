@@ -19,9 +19,9 @@ from transformers import PreTrainedTokenizerFast
 from mmjax.data.batch import BatchShape, Item, assemble, slots_of
 from mmjax.data.chat import conversation, end_of_turn
 from mmjax.data.config import TokenizerConfig
-from mmjax.data.media.image import ImageTransform, decode_image, size_of, transform_image
+from mmjax.data.media.image import ImageError, ImageTransform, decode_image, size_of, transform_image
 from mmjax.data.media.tiles import Tiling
-from mmjax.data.media.video import with_frames
+from mmjax.data.media.video import FRAMES, with_frames
 from mmjax.data.templates import Ids, MediumSlot, Piece, Rendered, Segment, Special, template, verbatim
 from mmjax.data.tokenizer import load_tokenizer, rendered_encoder, text_encoder
 from mmjax.types import Batch, Example, Medium, UserError, ask
@@ -78,6 +78,8 @@ class Processor:
       truncate_query, prompt_length, answer_length: what is cut where it is too long, as in DataConfig.
       other_ends: ids that end an answer too.
       tiling: how pictures are cut into tiles, if they are.
+      positions: rows of the language model's table of learned positions, which no text in training may outgrow; 0 = none.
+      frames: pictures that a video becomes.
     """
 
     llm: PreTrainedTokenizerFast
@@ -95,6 +97,8 @@ class Processor:
     answer_length: int = 0
     other_ends: tuple[int, ...] = ()
     tiling: Tiling | None = None
+    positions: int = 0
+    frames: int = FRAMES
 
     def __post_init__(self):
         for name in ("begin", "end"):
@@ -180,7 +184,9 @@ class Processor:
         Args:
           media: of the example; how many positions they take depends on their sizes where they are cut into tiles.
         """
-        return self._tokenise(segment, () if self.tiling is None else tuple(size_of(medium.data) for medium in media))
+        if self.tiling is None:
+            return self._tokenise(segment, ())
+        return self._tokenise(segment, tuple(size_of(medium.data) if medium.kind == "image" else None for medium in media))
 
     def _layout(self, size: Size) -> tuple[int, Int[np.ndarray, "positions"]]:
         """The slots of a medium, and which of their soft tokens stand in the text. One that has no size cannot be decoded
@@ -296,13 +302,13 @@ class Processor:
           change: of the decoded image in training, before it is transformed.
         """
         if medium.kind != "image":
-            raise UserError(f"{name}: expected an image, got {medium.kind}; this model reads images only")
+            raise ImageError("wrong kind", f"{name}: expected an image, got {medium.kind}; this model reads images and videos")
         square = (self.image_size, self.image_size)
         pixels = decode_image(medium.data, name=name)
         pixels = pixels if change is None else change(pixels)
         if self.tiling is not None:
             return self.tiling.cut(pixels)
-        pixels = transform_image(pixels, self.transform or ImageTransform(square))
+        pixels = transform_image(pixels, self.transform or ImageTransform(square), name=name)
         if pixels.shape[:2] != square:
             raise UserError(
                 f"{name}: {list(pixels.shape[:2])} pixels after the image processor, the encoder reads {list(square)}"
@@ -358,18 +364,19 @@ class Processor:
 
     def prompt(self, example: Example, template_name: str | None = None, *, seed: int = 0) -> Item:
         """One prompt, tokenised, with its images; arguments and errors as of `prompts`."""
-        example = with_frames(example)
-        segment = self.tokenise(self.question(example, template_name, seed=seed), example.media)
-        if segment.media and len(segment.query) > self.query_length:
+        example = with_frames(example, self.frames)
+        return self.item(example, self.question(example, template_name, seed=seed))
+
+    def item(self, example: Example, segment: Segment) -> Item:
+        """A segment of an example, tokenised, with its images; errors as of `prompts`."""
+        tokenised = self.tokenise(segment, example.media)
+        if tokenised.media and len(tokenised.query) > self.query_length:
             raise UserError(
                 f"example {example.id!r}: the connector reads at most {self.query_length} tokens (query_length), "
-                f"the prompt has {len(segment.query)}"
+                f"the prompt has {len(tokenised.query)}"
             )
-        return Item(example.id, (segment,), self.media(example, segment))
-
-    def media(self, example: Example, segment: TokenisedSegment) -> dict[int, UInt8[np.ndarray, "slots height width 3"]]:
-        """The media of an example that a segment refers to, decoded."""
-        return {i: self.image(example.media[i], f"example {example.id!r}, medium {i}") for i in slots_of([segment])}
+        images = {i: self.image(example.media[i], f"example {example.id!r}, medium {i}") for i in slots_of([tokenised])}
+        return Item(example.id, (tokenised,), images)
 
     def prompt_batch(self, items: Sequence[Item], *, rows: int = 0, length: int = 0) -> Batch:
         """The batch of prompts that `prompt` made; arguments and result as of `prompts`."""

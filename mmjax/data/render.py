@@ -16,6 +16,7 @@ from mmjax.data.cleaning import clean_example
 from mmjax.data.config import DataConfig
 from mmjax.data.media.augment import Augmentation
 from mmjax.data.media.image import ImageError
+from mmjax.data.media.video import pictures_of, places, with_places
 from mmjax.data.mixture import Unreadable
 from mmjax.data.packing import plan_window
 from mmjax.data.processor import Processor, TokenisedSegment
@@ -74,23 +75,27 @@ class Renderer:
         return len(self.records)
 
     def segments(self, position: int) -> tuple[Example | Unreadable, tuple[TokenisedSegment, ...]]:
-        """The example at a position and its tokenised segments."""
+        """The example at a position and its tokenised segments, which show each frame of a video as a medium of its own."""
         name, example = self.records[position]  # pyright: ignore[reportGeneralTypeIssues, reportOptionalIterable]
         if isinstance(example, Unreadable):
             return example, ()
         source = self.config.mixture[name]
         example = clean_example(example) if source.cleaning else example
-        segments = template(source.template)(example, draw(self.seed, "template", position))
-        return example, tuple(self.processor.tokenise(segment, example.media) for segment in segments)
+        spread = with_places(example, self.config.frames)
+        segments = template(source.template)(spread, draw(self.seed, "template", position))
+        return example, tuple(self.processor.tokenise(segment, spread.media) for segment in segments)
 
     def misfit(self, segments: tuple[TokenisedSegment, ...]) -> str:
         """Why no row can hold these segments; "" if one can."""
         size, room = item_size(segments, self.shape), capacity(self.shape)
         longest = max((len(segment.query) for segment in segments), default=0)
+        text, positions = max((len(segment.tokens) for segment in segments), default=0), self.processor.positions
         if any(need > have for need, have in zip(size, room, strict=True)):
             return f"needs ({', '.join(kinds(self.shape))}) = {size}, a row holds {room}"
         if longest > self.config.query_length:
             return f"asks the connector a query of {longest} tokens, query_length is {self.config.query_length}"
+        if 0 < positions < text:
+            return f"has a text of {text} tokens, the language model has {positions} positions (parts.llm.max_positions)"
         return ""
 
     def size(self, position: int) -> tuple[int, ...]:
@@ -106,19 +111,36 @@ class Renderer:
         if reason := self.misfit(segments):
             return None, [(TOO_LONG, f"example {example.id!r} {reason}")]
         images: dict[int, np.ndarray | None] = {}
+        ids: dict[int, int] = {}
         skipped = []
-        for index, slots in slots_of(segments).items() if self.shape.media else ():
+        taken = slots_of(segments) if self.shape.media else {}
+        for index, frames in enumerate(places(example, self.config.frames)):
+            if frames.start not in taken:
+                continue
+            ids |= {place: medium_id(example, index, number) for number, place in enumerate(frames)}
             try:
-                name = f"example {example.id!r}, medium {index}"
-                images[index] = self.processor.image(example.media[index], name, self._change(position, index))
-                if len(images[index]) != slots:
-                    raise ImageError("damaged", f"{name}: its header tells another size than its pixels have")
+                images |= zip(frames, self._pictures(position, example, index, taken[frames.start]), strict=True)
             except ImageError as error:
-                images[index] = None
+                images |= dict.fromkeys(frames)
                 skipped.append((error.reason, str(error)))
         if self.training and self.config.flip and draw(self.seed, "flip", position) % 2:
-            images = {index: None if image is None else image[:, :, ::-1] for index, image in images.items()}
-        return Item(example.id, segments, images, {index: medium_id(example, index) for index in images}), skipped
+            images = {place: None if image is None else image[:, :, ::-1] for place, image in images.items()}
+        return Item(example.id, segments, images, ids), skipped
+
+    def _pictures(self, position: int, example: Example, index: int, slots: int) -> list[np.ndarray]:
+        """A medium as the encoder reads it, one picture or each frame of a video, all of them changed alike.
+
+        Args:
+          slots: that the plan has for each picture.
+        """
+        name, medium = f"example {example.id!r}, medium {index}", example.media[index]
+        if medium.kind == "video" and self.processor.tiling is not None:
+            raise ImageError("wrong kind", f"{name}: a video, but data.fit='tiles' is for pictures")
+        pictures = pictures_of(medium, self.config.frames, name=name)
+        pixels = [self.processor.image(picture, name, self._change(position, index)) for picture in pictures]
+        if any(len(tiles) != slots for tiles in pixels):
+            raise ImageError("damaged", f"{name}: its header tells another size than its pixels have")
+        return pixels
 
     def _change(self, position: int, index: int) -> Callable[[np.ndarray], np.ndarray] | None:
         """The random change of a medium; None where there is none."""
@@ -145,8 +167,11 @@ class Renderer:
         return batch, Report(sum(map(len, rows)), tuple(skipped), useful, positions, window, row)
 
 
-def medium_id(example: Example, index: int) -> int:
-    """A 31-bit number of a medium: the same for all examples that show it, as their `meta["image_id"]` or bytes tell."""
+def medium_id(example: Example, index: int, frame: int = 0) -> int:
+    """A 31-bit number of a medium, or of a frame of it: the same for all examples that show it, as their `meta["image_id"]` or
+    bytes tell."""
+    if frame:
+        return draw("frame", medium_id(example, index), frame) >> 32
     medium = example.media[index]
     if len(example.media) == 1 and "image_id" in example.meta:
         return draw("medium", example.source, example.meta["image_id"]) >> 32

@@ -27,10 +27,10 @@ from mmjax.types import Batch, Source, UserError
 
 BROKEN_SHARE, TOO_LONG_SHARE, AT_LEAST = 0.001, 0.1, 10
 READ_THREADS = 2
-# Settings that some runs did not have yet: where they are off, these runs must still find their place.
+# Settings that some runs did not have yet: where they have their defaults, these runs must still find their place.
 YOUNGER = (
     "source_length", "size_exponent", "prompt_length", "answer_length", "truncate_query", "crop", "rand_augment",
-    "fit", "grids",
+    "fit", "grids", "frames",
 )  # fmt: skip
 
 
@@ -134,7 +134,7 @@ def make_stream(
     _check_source_length(config, processor)
     for source in config.mixture.values():
         template(source.template)
-    names = ("soft_tokens", "image_size", "query_length", "truncate_query", "prompt_length", "answer_length")
+    names = ("soft_tokens", "image_size", "query_length", "truncate_query", "prompt_length", "answer_length", "frames")
     sizes = {name: getattr(config, name) for name in names}
     sources = {name: open_source(source.path, source.split, source.limit) for name, source in config.mixture.items()}
     mixed = mix(sources, config, seed, training)

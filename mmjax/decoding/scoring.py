@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 from numpy import ndarray
 
-from mmjax.data.batch import Item, assemble
+from mmjax.data.batch import assemble
 from mmjax.data.media.video import with_frames
 from mmjax.data.templates import Piece, Segment, Special
 from mmjax.decoding.inputs import as_examples, batched, bucket, check_positions
@@ -90,13 +90,12 @@ def teacher_batch(
 ) -> Batch:
     """One row per pair: the prompt with weight 0, then the continuation with weight 1."""
     items = []
-    for example, text in ((with_frames(example), text) for example, text in pairs):
+    for example, text in ((with_frames(example, processor.frames), text) for example, text in pairs):
         prompt = processor.question(example, template)
         last = prompt.parts[-1] if prompt.parts else None
         joined = isinstance(last, Piece) and not last.text[-1:].isspace() and not text[:1].isspace()
         tail = (Piece(f" {text}" if joined else text, 1.0), *((Special("eos", 1.0),) if end else ()))
-        segment = processor.tokenise(Segment((*prompt.parts, *tail), query=prompt.query), example.media)
-        items.append(Item(example.id, (segment,), processor.media(example, segment)))
+        items.append(processor.item(example, Segment((*prompt.parts, *tail), query=prompt.query)))
     return assemble([[item] for item in items], processor.shape_of(items, rows))
 
 

@@ -25,7 +25,7 @@ from mmjax.interop.processors import QUERY_LENGTH
 from mmjax.interop.registry import LLM_TABLES
 from mmjax.layers.parameters import Definition, Parameters, define
 from mmjax.parallel.axes import shardings
-from mmjax.systems.parts import build, build_part, part_config, reads_source
+from mmjax.systems.parts import build, build_part, learned_positions, part_config, reads_source
 from mmjax.types import UserError
 from mmjax.types.model import Model
 from mmjax.weights import pickles
@@ -322,6 +322,8 @@ def _processor(parts: Mapping[str, Part], sources: Mapping[str, str]) -> Process
         soft_tokens=qformer.queries,
         image_size=parts["encoders.image"]["image_size"],
         query_length=min(QUERY_LENGTH, qformer.max_positions) if asks else 0,
+        truncate_query="left" if asks and "llm" in parts else "",
         vocabulary=parts["llm"]["vocab"] if "llm" in parts else 0,
         encoder_decoder=reads_source(parts),
+        positions=learned_positions(parts),
     )

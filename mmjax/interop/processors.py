@@ -18,7 +18,7 @@ from mmjax.data.processor import Processor
 from mmjax.data.tokenizer import load_tokenizer
 from mmjax.interop import image_processors
 from mmjax.interop.blip2 import placeholder_id, placeholder_key
-from mmjax.systems.parts import encoders_only, part_config, reads_source
+from mmjax.systems.parts import encoders_only, learned_positions, part_config, reads_source
 from mmjax.types import UserError
 from mmjax.types.files import replace_file
 
@@ -115,10 +115,12 @@ def load(
         soft_tokens=connector.get("queries", 0),
         image_size=parts["encoders.image"]["image_size"] if connector else 224,
         query_length=min(QUERY_LENGTH, connector["max_positions"], tokenizer.model_max_length) if reads else 0,
+        truncate_query="left" if reads and "llm" in parts else "",  # as InstructBLIP cuts its questions; captions lose the end
         vocabulary=parts["llm"]["vocab"] if "llm" in parts else 0,
         encoder_decoder=reads_source(parts),
         transform=transform,
         other_ends=_end_tokens(directory, config),
+        positions=learned_positions(parts),
     )
 
 

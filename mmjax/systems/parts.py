@@ -73,6 +73,12 @@ def soft_tokens(parts: Mapping[str, Mapping[str, Any]]) -> int:
         raise UserError(f"config.parts.connectors.image: {error}") from None
 
 
+def learned_positions(parts: Mapping[str, Mapping[str, Any]]) -> int:
+    """Rows of the language model's table of learned positions; 0 = it has none, or there is no language model."""
+    llm: Any = build_part("llm", parts["llm"]) if "llm" in parts else None
+    return 0 if llm is None else llm.positions
+
+
 def build(parts: Mapping[str, Mapping[str, Any]]) -> MultimodalLM | DualEncoder:
     """The abstract system of these parts."""
     configs = {name: part_config(name, part) for name, part in parts.items()}

@@ -83,8 +83,8 @@ def assemble(experiment: Experiment, stage: Stage, mesh: Mesh | None = None) -> 
     """
     if encoders_only(experiment.parts):
         raise UserError("config.parts names no llm")
-    _check_soft_tokens(experiment, stage)
     definition = build_definition(experiment.parts, stage.lora, stage.lora_alpha)
+    _check_data(experiment, stage)
     rules = resolve(stage, definition.specs)
     mesh = make_mesh(dataclasses.asdict(stage.mesh), stage=stage.name) if mesh is None else mesh
     placement = shardings(definition.specs, mesh, rules.sharding, stage=stage.name)
@@ -94,12 +94,28 @@ def assemble(experiment: Experiment, stage: Stage, mesh: Mesh | None = None) -> 
     return Assembly(stage, definition, rules, mesh, placement, optimizer, state, frozen)
 
 
-def _check_soft_tokens(experiment: Experiment, stage: Stage) -> None:
-    """The text has as many places for an image as the connector has soft tokens for it."""
-    given, wanted = stage.data.soft_tokens, soft_tokens(experiment.parts)
-    if stage.data.length and stage.data.media and given != wanted:
-        flag = f"--config.stages.{stage.name}.data.soft_tokens"
-        raise UserError(f"{flag}={given}, but the connector gives {wanted} for each image; write {flag}={wanted}")
+def _check_data(experiment: Experiment, stage: Stage) -> None:
+    """What the data hand to the image encoder and its connector must be what these read."""
+    parts, data, flag = experiment.parts, stage.data, f"--config.stages.{stage.name}.data"
+    if data.length and data.media and data.soft_tokens != (wanted := soft_tokens(parts)):
+        # The text has as many places for an image as the connector has soft tokens for it.
+        raise UserError(
+            f"{flag}.soft_tokens={data.soft_tokens}, but the connector gives {wanted} for each image; write "
+            f"{flag}.soft_tokens={wanted}"
+        )
+    if not data.media or "connectors.image" not in parts:
+        return
+    size = part_config("encoders.image", parts["encoders.image"]).image_size
+    if data.image_size != size:
+        raise UserError(f"{flag}.image_size={data.image_size} must be --config.parts.encoders.image.image_size={size}")
+    connector, theirs = part_config("connectors.image", parts["connectors.image"]), "--config.parts.connectors.image"
+    if data.queries and not getattr(connector, "vocab", 0):
+        raise UserError(f"{flag}.queries={data.queries} ask a connector that reads no text ({theirs}.vocab); set it to 0")
+    if data.queries and data.query_length > connector.max_positions:
+        raise UserError(
+            f"{flag}.query_length={data.query_length} is more than the Q-Former has positions for text, "
+            f"{theirs}.max_positions={connector.max_positions}"
+        )
 
 
 def stage_seed(seed: int, stage: str) -> int:

@@ -18,7 +18,7 @@ from mmjax.data.media.tiles import Tiling
 from mmjax.data.processor import Processor, load_processor, make_processor
 from mmjax.layers.parameters import Parameters
 from mmjax.parallel.mesh import make_mesh
-from mmjax.systems.parts import part_config, reads_source
+from mmjax.systems.parts import learned_positions, part_config, reads_source
 from mmjax.training.assembly import Assembly, assemble, fill
 from mmjax.training.checkpoint import Checkpoints, restore_leaves
 from mmjax.training.stage import Experiment, Stage
@@ -77,8 +77,10 @@ def processor_sizes(experiment: Experiment, stage: Stage) -> dict[str, Any]:
     """What a stage's processor has besides its tokenizers."""
     data = stage.data
     vocabulary = part_config("llm", experiment.parts["llm"]).vocab if "llm" in experiment.parts else 0
-    sizes = {name: getattr(data, name) for name in ("soft_tokens", "image_size", "query_length", "truncate_query")}
+    names = ("soft_tokens", "image_size", "query_length", "truncate_query", "frames")
+    sizes = {name: getattr(data, name) for name in names}
     facts = {"vocabulary": vocabulary, "encoder_decoder": reads_source(experiment.parts)}
+    facts["positions"] = learned_positions(experiment.parts)
     return {**sizes, **facts, **image_fit(experiment.parts, data)}
 
 

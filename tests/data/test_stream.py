@@ -17,7 +17,8 @@ import pytest
 
 from mmjax.data.config import SourceConfig
 from mmjax.data.stream import make_stream
-from mmjax.types import Batch, UserError
+from mmjax.data.templates import single_questions
+from mmjax.types import Batch, Example, Medium, Part, Turn, UserError
 
 
 def take(stream, count: int) -> list[Batch]:
@@ -169,6 +170,71 @@ def test_too_much_broken_data_stops_with_a_table(config, processor, sources, exa
     with pytest.raises(UserError, match=r"\d+ x not an image \(first: example 'world/train/\d+', medium 0"):
         take(stream, 40)
     assert stream.skipped == 10
+
+
+def clip(number: int, frames: int = 6) -> Medium:
+    return Medium("video", np.random.default_rng(number).integers(0, 256, (frames, 9, 7, 3), dtype=np.uint8))
+
+
+def film(number: int, medium: Medium | None = None) -> Example:
+    """Two questions about a video."""
+    turns = []
+    for words in ("how many red ?", "what colour is it ?"):
+        parts = (Part(text=words),) if turns else (Part(medium=0), Part(text=words))
+        turns += [Turn("user", parts), Turn("assistant", (Part(text=str(number % 4)),))]
+    return Example(f"films/{number}", media=(clip(number) if medium is None else medium,), turns=tuple(turns))
+
+
+def test_a_video_is_trained_on_as_it_is_asked_about(config, processor, sources):
+    """Each frame is a medium with a query of its own; the row of training begins with what decoding starts from."""
+    films = dataclasses.replace(config, length=64, media=3, queries=6, frames=3)
+    stream = make_stream(films, processor, 0, open_source=sources(world=[film(1)]), training=False)
+    (trained,) = take(stream, 1)
+    assert trained.media["image"].mask[0].tolist() == [True] * 3 and len(set(trained.media["image"].ids[0])) == 3
+    assert trained.queries["image"].medium[0].tolist() == [0, 1, 2] * 2
+    singles = single_questions(film(1))
+    asked = dataclasses.replace(processor, frames=3).prompts(singles, "question_answer")
+    np.testing.assert_array_equal(asked.media["image"].values, trained.media["image"].values[[0, 0]])
+    for number in range(2):
+        own, real = trained.text.segments[0] == number + 1, asked.text.segments[number] == 1
+        size = real.sum()
+        np.testing.assert_array_equal(trained.text.tokens[0, own][:size], asked.text.tokens[number, real])
+        features = asked.feature_index[number, real]
+        np.testing.assert_array_equal(trained.feature_index[0, own][:size], np.where(features < 0, -1, features + 9 * number))
+        queries = slice(3 * number, 3 * number + 3)
+        np.testing.assert_array_equal(trained.queries["image"].tokens[0, queries], asked.queries["image"].tokens[number])
+
+
+def test_a_bad_video_is_a_bad_medium(config, processor, sources):
+    bad = {"damaged": Medium("video", b"no video"), "wrong array": Medium("video", np.zeros((0, 4, 4, 3), np.uint8))}
+    bad |= {"wrong kind": Medium("audio", b"RIFF")}
+    films = dataclasses.replace(config, length=64, media=4, queries=8)
+    healthy, spoilt = ([film(i, bad.get(reason)) for i, reason in enumerate(each)] for each in ([""] * 6, ["", *bad, "", ""]))
+    streams = [make_stream(films, processor, 0, open_source=sources(world=list(each))) for each in (healthy, spoilt)]
+    good, bad_batches = (take(stream, 3) for stream in streams)
+    assert streams[1].reasons.keys() == bad.keys() and not streams[0].skipped
+    silenced = sum((~batch.text.loss_weights.any(1)).sum() for batch in bad_batches)
+    assert silenced == streams[1].skipped, "one count a video, however many frames it has"
+    assert all(batch.text.loss_weights.any(1).all() for batch in good)
+
+
+def test_frames_of_a_video_are_changed_alike(config, processor, sources):
+    still = Medium("video", clip(0, 1).data.repeat(6, axis=0))
+    films = dataclasses.replace(config, length=64, media=4, queries=8, crop=(0.3, 1.0), rand_augment=2, flip=True)
+    batches = take(make_stream(films, processor, 0, open_source=sources(world=[film(0, still)])), 3)
+    pictures = np.concatenate([batch.media["image"].values for batch in batches])
+    assert (pictures == pictures[:, :1]).all() and len({row.tobytes() for row in pictures}) > 6
+
+
+def test_texts_beyond_learned_positions_are_rejected(config, processor, sources, example):
+    data = sources(world=[example(i, 2) for i in range(40)])
+    short = dataclasses.replace(processor, positions=14)
+    stream = make_stream(config, short, 0, open_source=data)
+    with pytest.raises(UserError, match=r"has a text of 15 tokens, the language model has 14 positions \(parts.llm.max_pos"):
+        take(stream, 12)
+    stream = make_stream(config, dataclasses.replace(processor, positions=15), 0, open_source=data)
+    take(stream, 4)
+    assert not stream.skipped
 
 
 class Damaged(list):

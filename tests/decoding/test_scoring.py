@@ -6,11 +6,14 @@ import jax
 import numpy as np
 import pytest
 
+from mmjax.data.config import DataConfig, SourceConfig
 from mmjax.data.processor import Processor
+from mmjax.data.stream import make_stream
 from mmjax.decoding import generate, score
+from mmjax.decoding.scoring import token_scores
 from mmjax.systems.parts import build_definition
-from mmjax.types import Model, UserError
-from tests.decoding.world import make_example, make_tokenizer
+from mmjax.types import Example, Medium, Model, Part, Turn, UserError
+from tests.decoding.world import make_example, make_tokenizer, pixels
 
 
 def test_a_generated_answer_scores_the_sum_of_its_log_probabilities(model):
@@ -22,6 +25,27 @@ def test_a_generated_answer_scores_the_sum_of_its_log_probabilities(model):
     examples, answers = zip(*pairs, strict=True)
     scores = score(model, examples, [str(answer) for answer in answers], template="question_answer", end=False)
     np.testing.assert_allclose(scores, [answer.logprobs.sum() for answer in answers], rtol=1e-4, atol=1e-5)
+
+
+def test_the_loss_of_training_on_videos_is_the_score_of_their_answers(model):
+    """What a batch of training and what a user asks show of a video are one and the same, frame by frame."""
+    clips = [np.stack([pixels(7 * number + frame) for frame in range(6)]) for number in range(3)]
+
+    def example(number):
+        turns = (Turn("user", (Part(medium=0), Part(text="How many?"))), Turn("assistant", (Part(text=str(number)),)))
+        return Example(f"films/{number}", media=(Medium("video", clips[number]),), turns=turns)
+
+    examples = [example(number) for number in range(3)]
+    sizes = {"rows": 3, "length": 32, "media": 4, "queries": 4, "query_length": 16, "soft_tokens": 3, "image_size": 12}
+    config = DataConfig(mixture={"films": SourceConfig(path="films")}, **sizes)
+    stream = make_stream(config, model.processor, 0, training=False, open_source=lambda *_: examples)
+    batch = next(stream)
+    stream.close()
+    trained = (token_scores(model, batch).logprobs * batch.text.loss_weights).sum(1)
+    asked = [str(number) for number in range(3)]
+    np.testing.assert_allclose(score(model, examples, asked, template="question_answer"), trained, atol=1e-4)
+    other = [Example(one.id, media=(Medium("video", clips[0][::-1].copy()),), turns=one.turns) for one in examples]
+    assert np.abs(score(model, other, asked, template="question_answer") - trained).max() > 1e-3, "frames have an order"
 
 
 def test_a_text_beyond_the_learned_positions_is_refused():

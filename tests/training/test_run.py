@@ -280,6 +280,25 @@ def test_workdir_of_another_config_is_refused(config, finished):
     assert json.loads((finished / "config.json").read_text())["checkpoint"]["keep"] == 5
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"soft_tokens": 3}, "data.soft_tokens=3, but the connector gives 2 for each image"),
+        ({"image_size": 24}, "data.image_size=24 must be --config.parts.encoders.image.image_size=12"),
+        ({"queries": 1, "query_length": 8}, "data.queries=1 ask a connector that reads no text"),
+        (
+            {"queries": 1, "query_length": 9, "vocab": 40},
+            "data.query_length=9 is more .* positions for text, .*max_positions=8",
+        ),
+    ],
+)
+def test_data_that_the_parts_cannot_read_are_refused(config, tmp_path, change, message):
+    config["parts"]["connectors"]["image"] |= {"vocab": change.pop("vocab", 0), "max_positions": 8}
+    config["stages"]["caption"]["data"] |= change
+    with pytest.raises(UserError, match=rf"^--config.stages.caption.{message}"):
+        train(ConfigDict(config), tmp_path)
+
+
 def test_mistake_in_a_later_stage_is_found_first(config, tmp_path):
     config["stages"]["caption"]["learning_rate"] = [["conectors.*", 0.1]]
     with pytest.raises(UserError, match="stages.caption.learning_rate.*conectors"):

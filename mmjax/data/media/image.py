@@ -54,10 +54,11 @@ def decode_image(data: Encoded, *, name: str = "", max_pixels: int = MAX_PIXELS)
       max_pixels: largest width x height, checked from the header.
 
     Returns:
-      RGB values; EXIF orientation applied, transparency composited on white.
+      RGB values; EXIF orientation applied, transparency composited on white, 16 bits cut to the upper 8, grey and palettes
+      spread, CMYK by PIL's formula, without a colour profile.
 
     Raises:
-      ImageError: unreadable, too large, not an accepted format, or an address.
+      ImageError: unreadable, too large, not an accepted format, an address, or a PIL image of 32 bits a channel.
     """
     if isinstance(data, str | os.PathLike):
         name = name or str(data)
@@ -72,6 +73,8 @@ def decode_image(data: Encoded, *, name: str = "", max_pixels: int = MAX_PIXELS)
         width, height = image.size
         if width * height > max_pixels:
             raise ImageError("too large", f"{name}: {width} x {height} pixels, the limit is {max_pixels:,} in all")
+        if image.mode == "F" or (image.mode == "I" and image.format != "PNG"):  # PIL opened PNGs of 16 bits as I once
+            raise ImageError("wrong values", f"{name}: 32 bits a pixel, whose range nobody knows; give 8 bits, or 16 (I;16)")
         return _rgb(image)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ImageError("too large", f"{name}: {error}") from None
@@ -111,12 +114,24 @@ class ImageTransform:
     pad: tuple[int, int, int] | None = None
 
 
-def transform_image(image: Pixels, transform: ImageTransform) -> UInt8[np.ndarray, "new_height new_width 3"]:
-    """Pads, resizes with PIL's filter, then crops: byte for byte what transformers' image processors make with PIL."""
+def transform_image(
+    image: Pixels, transform: ImageTransform, *, name: str = "image"
+) -> UInt8[np.ndarray, "new_height new_width 3"]:
+    """Pads, resizes with PIL's filter, then crops: byte for byte what transformers' image processors make with PIL.
+
+    Args:
+      name: what messages call the image.
+
+    Raises:
+      ImageError: a strip so long that with its shorter side resized it would be too large.
+    """
     if transform.pad is not None:
         image = _padded(image, transform.pad)
     if transform.resize is not None:
         height, width = _resized(image.shape[:2], transform.resize)
+        if height * width > MAX_PIXELS:
+            given = f"{image.shape[1]} x {image.shape[0]} pixels would become {width} x {height}"
+            raise ImageError("too long", f"{name}: {given} by their shorter side, the limit is {MAX_PIXELS:,} in all")
         if (height, width) != image.shape[:2]:
             image = np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling(transform.resample)))
     return image if transform.crop is None else _crop(image, *transform.crop)
@@ -179,7 +194,9 @@ def _rgb(image: Image.Image) -> np.ndarray:
         image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I"):  # 16 bits a channel: PIL's own conversion would clip to 255
         image = Image.fromarray((np.asarray(image).astype(np.uint32) >> 8).clip(0, 255).astype(np.uint8))
-    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+    if image.mode == "La":  # which PIL turns into nothing else
+        image = image.convert("LA")
+    if image.mode in ("RGBA", "LA", "PA", "RGBa") or "transparency" in image.info:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))

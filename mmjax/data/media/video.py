@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import itertools
 
 import numpy as np
 from jaxtyping import UInt8
@@ -22,12 +23,39 @@ FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,flv,ogg,gif"
 Frames = UInt8[np.ndarray, "frames height width 3"]
 
 
+def places(example: Example, frames: int = FRAMES) -> list[range]:
+    """Where each medium stands among the pictures of an example whose videos have become so many frames."""
+    counts = [frames if medium.kind == "video" else 1 for medium in example.media]
+    return [range(end - count, end) for count, end in zip(counts, itertools.accumulate(counts), strict=True)]
+
+
+def with_places(example: Example, frames: int = FRAMES) -> Example:
+    """An example with a part, and a medium, for each frame where there was one for the video; nothing is decoded.
+
+    Args:
+      example: given back as it is where it has no video.
+      frames: of a video. Each of these media is the whole video still.
+    """
+    if all(medium.kind != "video" for medium in example.media):
+        return example
+    of = places(example, frames)
+
+    def spread(part: Part) -> list[Part]:
+        return [part] if part.medium is None else [Part(medium=place) for place in of[part.medium]]
+
+    turns = tuple(
+        dataclasses.replace(turn, parts=tuple(new for part in turn.parts for new in spread(part))) for turn in example.turns
+    )
+    media = tuple(medium for medium, own in zip(example.media, of, strict=True) for _ in own)
+    return dataclasses.replace(example, media=media, turns=turns)
+
+
 def with_frames(example: Example, frames: int = FRAMES) -> Example:
     """An example whose videos have become pictures: a part for each frame where there was one for the video.
 
     Args:
       example: given back as it is where it has no video.
-      frames: sampled from each video; a shorter one gives all that it has.
+      frames: sampled from each video.
 
     Raises:
       ImageError: a video that cannot be used.
@@ -35,23 +63,16 @@ def with_frames(example: Example, frames: int = FRAMES) -> Example:
     if all(medium.kind != "video" for medium in example.media):
         return example
     media: list[Medium] = []
-    places: list[range] = []  # of each old medium among the new ones
     for i, medium in enumerate(example.media):
-        start = len(media)
-        if medium.kind == "video":
-            name = f"example {example.id!r}, medium {i}"
-            media += [Medium("image", frame) for frame in sample_frames(medium.data, frames, name=name)]
-        else:
-            media.append(medium)
-        places.append(range(start, len(media)))
+        media += pictures_of(medium, frames, name=f"example {example.id!r}, medium {i}")
+    return dataclasses.replace(with_places(example, frames), media=tuple(media))
 
-    def moved(part: Part) -> list[Part]:
-        return [part] if part.medium is None else [Part(medium=place) for place in places[part.medium]]
 
-    turns = tuple(
-        dataclasses.replace(turn, parts=tuple(new for part in turn.parts for new in moved(part))) for turn in example.turns
-    )
-    return dataclasses.replace(example, media=tuple(media), turns=turns)
+def pictures_of(medium: Medium, frames: int = FRAMES, *, name: str = "video") -> list[Medium]:
+    """The frames of a video as pictures, and of any other medium itself; arguments and errors as of `sample_frames`."""
+    if medium.kind != "video":
+        return [medium]
+    return [Medium("image", frame) for frame in sample_frames(medium.data, frames, name=name)]
 
 
 def sample_frames(data: bytes | np.ndarray, frames: int = FRAMES, *, name: str = "video") -> Frames:
@@ -59,7 +80,7 @@ def sample_frames(data: bytes | np.ndarray, frames: int = FRAMES, *, name: str =
 
     Args:
       data: an encoded file, or uint8 [frames height width 3].
-      frames: how many; a shorter video gives all that it has.
+      frames: how many; of a shorter video some come twice, so that every video becomes equally many pictures.
       name: what messages call it.
 
     Raises:
@@ -79,12 +100,12 @@ def sample_frames(data: bytes | np.ndarray, frames: int = FRAMES, *, name: str =
     try:
         wanted = _evenly(_count(data, name), frames)
         with av.open(io.BytesIO(data), "r", options={"format_whitelist": FORMATS, "protocol_whitelist": ""}) as container:
-            last, kept = wanted[-1], []
+            kept = {}
             for number, frame in enumerate(container.decode(video=0)):
                 if number in wanted:
-                    kept.append(frame.to_ndarray(format="rgb24"))
-                if number == last:
-                    return np.stack(kept)
+                    kept[number] = frame.to_ndarray(format="rgb24")
+                if number == wanted[-1]:
+                    return np.stack([kept[each] for each in wanted])
     except (FFmpegError, ValueError, IndexError, MemoryError) as error:
         raise ImageError("damaged", f"{name}: {len(data)} bytes that are no video, or a damaged one ({error})") from None
     raise ImageError("damaged", f"{name}: the video ends before its last frames; it is truncated")
@@ -113,5 +134,4 @@ def _count(data: bytes, name: str) -> int:
 
 def _evenly(count: int, frames: int) -> list[int]:
     """Indices of `frames` out of `count` frames."""
-    kept = min(count, frames)
-    return [index * count // kept for index in range(kept)]
+    return [index * count // frames for index in range(frames)]

@@ -11,7 +11,7 @@ import pytest
 
 from mmjax.data.media import video
 from mmjax.data.media.image import ImageError
-from mmjax.data.media.video import sample_frames, with_frames
+from mmjax.data.media.video import places, sample_frames, with_frames, with_places
 from mmjax.types import Example, Medium, Part, Turn, UserError
 
 
@@ -30,7 +30,7 @@ def encode(count, container="mp4", codec="mpeg4"):
 @pytest.mark.parametrize(("container", "codec"), [("mp4", "mpeg4"), ("matroska", "libx264"), ("avi", "mpeg4")])
 def test_frames_are_evenly_spaced(container, codec):
     data = encode(11, container, codec)
-    for frames, expected in ((4, [0, 2, 5, 8]), (1, [0]), (20, list(range(11)))):
+    for frames, expected in ((4, [0, 2, 5, 8]), (1, [0]), (22, [number // 2 for number in range(22)])):
         got = sample_frames(data, frames)
         assert got.dtype == np.uint8 and got.shape == (len(expected), 48, 32, 3)
         np.testing.assert_allclose(got.mean((1, 2, 3)), [20 * number + 10 for number in expected], atol=4)
@@ -48,6 +48,9 @@ def test_a_video_becomes_parts_where_it_stood():
     assert [int(medium.data[0, 0, 0]) for medium in new.media[:3]] == [0, 2, 4]
     assert [part.medium if part.text is None else part.text for part in new.turns[0].parts] == [3, "then", 0, 1, 2, "what?"]
     assert new.turns[1] == turns[1] and with_frames(new) is new
+    empty = with_places(example, 3)
+    assert empty.turns == new.turns and [medium.kind for medium in empty.media] == ["video"] * 3 + ["image"]
+    assert places(example, 3) == [range(3), range(3, 4)] and with_places(new) is new
 
 
 def test_what_is_no_video_is_told_in_one_line(monkeypatch):
