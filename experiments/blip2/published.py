@@ -166,7 +166,8 @@ def layer_decay(layers: int, rate: float) -> list[list[Any]]:
 def optimizer(rate: float, fields: Mapping[str, Any], *, tiny: bool = False) -> dict[str, Any]:
     """AdamW as all recipes have it: decay 0.05 but of vectors and scalars, no clipping. A toy learns faster."""
     made = {"learning_rate": rate, "weight_decay": 0.05, "clip_norm": 0.0, **fields}
-    return {**made, "learning_rate": 1e-3, "warmup_steps": 10, "warmup_from": 0.0, "schedule_every": 1} if tiny else made
+    toy = {"learning_rate": 1e-3, "warmup_steps": 10, "warmup_from": 0.0, "schedule_every": 1, "decay_from_start": False}
+    return {**made, **toy} if tiny else made
 
 
 def choose(presets: Mapping[str, Any], name: str) -> Any:

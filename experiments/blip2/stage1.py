@@ -39,6 +39,7 @@ def presets(encoder: str) -> dict[str, dict[str, Any]]:
             "rand_augment": 2,
             "optimizer": {
                 "b2": 0.999, "final_learning_rate": 1e-5, "warmup_steps": 5000, "warmup_from": 1e-6, "schedule_every": 354,
+                "decay_from_start": True,
             },
         },
     }  # fmt: skip

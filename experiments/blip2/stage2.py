@@ -37,6 +37,7 @@ def presets(llm: str) -> dict[str, dict[str, Any]]:
             "data": UPSTREAM_DATA,
             "optimizer": {
                 "b2": 0.999, "final_learning_rate": 1e-5, "warmup_steps": 2000, "warmup_from": 1e-6, "schedule_every": 553,
+                "decay_from_start": True,
             },
         },
     }  # fmt: skip

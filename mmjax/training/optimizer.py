@@ -33,26 +33,22 @@ class Optimizer(NamedTuple):
 
 
 def make_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
-    """Linear warm-up to the peak, then cosine, linear or no decay, to end at the last of `steps` updates.
+    """Linear warm-up to the peak, then cosine, linear or no decay.
 
-    A decay that moves every so many steps is counted from the first update, warm-up included, as LAVIS counts epochs.
+    The decay follows the warm-up and ends at the last of `steps` updates; or, with `decay_from_start`, it is a function of
+    the update's number over `steps`, and the warm-up hides its beginning.
     """
-    peak, final, warmup = config.learning_rate, config.final_learning_rate, min(config.warmup_steps, steps)
-    length = max(steps - 1 - warmup, 1)
+    peak, final, stride = config.learning_rate, config.final_learning_rate, config.schedule_every
+    warmup = min(config.warmup_steps, steps)
+    length, start = (steps, 0) if config.decay_from_start else (max(steps - 1 - warmup, 1), warmup)
     decay = {
         "cosine": lambda: optax.cosine_decay_schedule(peak, length, alpha=final / peak),
         "linear": lambda: optax.linear_schedule(peak, final, length),
         "constant": lambda: optax.constant_schedule(peak),
     }[config.schedule]()
-    if config.schedule_every > 1:
-        decay = _in_strides(decay, config.schedule_every, warmup)
     rise = optax.linear_schedule(config.warmup_from, peak, warmup)
-    return optax.join_schedules([rise, decay], [warmup]) if warmup else decay
-
-
-def _in_strides(schedule: optax.Schedule, stride: int, offset: int) -> optax.Schedule:
-    """A schedule that stands still for `stride` updates; it is called with the update's number minus `offset`."""
-    return lambda count: schedule(jnp.maximum((count + offset) // stride * stride - offset, 0))
+    end = min(warmup, stride) if stride > 1 else warmup
+    return lambda count: jnp.where(count < end, rise(count), decay(count // stride * stride - start))
 
 
 def make_optimizer(

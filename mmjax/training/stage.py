@@ -67,7 +67,9 @@ class OptimizerConfig:
       learning_rate: peak.
       final_learning_rate: at the last step.
       schedule: "cosine", "linear" or "constant", after the warm-up.
-      schedule_every: the decay moves every so many steps; LAVIS, the original code of BLIP-2, moves it once an epoch.
+      schedule_every: the decay moves every so many steps, and the warm-up ends with the first of these strides, however far
+        it has come: LAVIS, the original code of BLIP-2, does so once an epoch. Needs decay_from_start.
+      decay_from_start: the decay counts from the first step, not from the end of the warm-up (LAVIS, MiniGPT-4).
       warmup_steps: steps of linear warm-up, from warmup_from.
       warmup_from: learning rate at the first of them.
       b1, b2, eps, weight_decay: of AdamW.
@@ -80,6 +82,7 @@ class OptimizerConfig:
     final_learning_rate: float = 0.0
     schedule: str = "cosine"
     schedule_every: int = 1
+    decay_from_start: bool = False
     warmup_steps: int = 0
     warmup_from: float = 0.0
     b1: float = 0.9
@@ -98,6 +101,8 @@ class OptimizerConfig:
         for name in ("accumulation", "schedule_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be 1 or more, got {getattr(self, name)}")
+        if self.schedule_every > 1 and not self.decay_from_start:
+            raise ValueError(f"schedule_every={self.schedule_every} needs decay_from_start=True")
         for name in ("final_learning_rate", "warmup_steps", "warmup_from", "weight_decay", "clip_norm"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must be 0 or more, got {getattr(self, name)}")
@@ -244,6 +249,8 @@ class Experiment:
     Args:
       name: "<system>/<recipe>".
       seed: of initialisation, data order and dropout.
+      data: paths that several stages refer to, so that a flag need not name each of them: `--config.data.path=…`. Nothing reads
+        it but the config file.
       parts: the config of every part, by part name ("encoders.image", "connectors.image", "llm"): "family" and the
         fields of that family's config dataclass; "source" names a directory whose weights initialise the part.
       tokenizers: see TokenizerConfig.
@@ -253,6 +260,7 @@ class Experiment:
 
     name: str
     seed: int = 0
+    data: dict[str, str] = dataclasses.field(default_factory=dict)
     parts: dict[str, dict[str, Any]]
     tokenizers: TokenizerConfig
     stages: dict[str, Stage]

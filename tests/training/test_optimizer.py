@@ -98,13 +98,37 @@ def test_moments_are_float32_whatever_the_parameters_are():
     assert {leaf.dtype for leaf in jax.tree.leaves(state)} == {jnp.dtype("float32"), jnp.dtype("int32")}
 
 
-def test_a_schedule_in_strides_stands_still_within_an_epoch():
-    stepwise = make_schedule(config(schedule="cosine", warmup_steps=3, warmup_from=1e-4, final_learning_rate=1e-3), 20)
+def test_the_schedule_of_lavis():
+    """Within the first epoch the warm-up alone, cut off by its end; then a cosine of the number of the epoch."""
     epochs = make_schedule(
-        config(schedule="cosine", warmup_steps=3, warmup_from=1e-4, final_learning_rate=1e-3, schedule_every=5), 20
-    )
+        config(
+            learning_rate=1e-2, schedule="cosine", warmup_steps=8, warmup_from=1e-4, final_learning_rate=1e-3,
+            schedule_every=5, decay_from_start=True,
+        ),
+        20,
+    )  # fmt: skip
     rates = [float(epochs(step)) for step in range(20)]
-    np.testing.assert_allclose(rates[:3], [1e-4 + step * (1e-2 - 1e-4) / 3 for step in range(3)], rtol=1e-5)
-    assert rates[3] == rates[4] == np.float32(1e-2)
-    assert len({*rates[5:10]}) == len({*rates[10:15]}) == len({*rates[15:]}) == 1
-    np.testing.assert_allclose(rates[10], stepwise(10), rtol=1e-6)
+    np.testing.assert_allclose(rates[:5], [1e-4 + step * (1e-2 - 1e-4) / 8 for step in range(5)], rtol=1e-5)
+    for epoch in (1, 2, 3):
+        wanted = 9e-3 * 0.5 * (1 + np.cos(np.pi * epoch / 4)) + 1e-3
+        np.testing.assert_allclose(rates[5 * epoch : 5 * epoch + 5], wanted, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("steps", "warmup", "peak", "final", "wanted"),
+    [(20_000, 5000, 1e-4, 8e-5, 9.707e-5), (1000, 200, 3e-5, 1e-5, 2.809e-5)],
+)
+def test_the_schedule_of_minigpt4_drops_behind_the_warm_up(steps, warmup, peak, final, wanted):
+    schedule = make_schedule(
+        config(
+            schedule="cosine",
+            learning_rate=peak,
+            warmup_steps=warmup,
+            warmup_from=1e-6,
+            final_learning_rate=final,
+            decay_from_start=True,
+        ),  # fmt: skip
+        steps,
+    )
+    assert float(schedule(warmup - 1)) == pytest.approx(1e-6 + (peak - 1e-6) * (warmup - 1) / warmup, rel=1e-5)
+    assert float(schedule(warmup)) == pytest.approx(wanted, rel=1e-3)
