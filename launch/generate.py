@@ -1,6 +1,7 @@
 """Answers once: `python -m launch.generate --model=DIR --prompt=TEXT [--image=F]… [--video=F]…`; the answer goes to stdout.
 
 DIR is a run's workdir or a model in Hugging Face layout. Images, then videos come before the text, in the order given.
+`--task=vqa` puts the question, and `--task=caption` asks for a caption, as the authors of BLIP-2 and InstructBLIP did.
 """
 
 from __future__ import annotations
@@ -9,26 +10,30 @@ from absl import flags
 
 from launch import command
 from mmjax.data.media.image import decode_image
+from mmjax.types.errors import UserError
 
 MODEL = flags.DEFINE_string("model", None, "directory of a run or of a saved model", required=True)
-PROMPT = flags.DEFINE_string(
-    "prompt", None, 'the text, for example "Question: How many diamonds are there? Answer:"', required=True
-)
+PROMPT = flags.DEFINE_string("prompt", None, 'the text, for example "Question: How many diamonds are there? Answer:"')
+TASK = flags.DEFINE_enum("task", None, ["vqa", "caption"], "published prompt and decoding; --prompt is then the question alone")
 IMAGE = flags.DEFINE_multi_string("image", [], "picture file; may be repeated")
 VIDEO = flags.DEFINE_multi_string("video", [], "video file, of which four frames are read; may be repeated")
-MAX_NEW_TOKENS = flags.DEFINE_integer("max_new_tokens", 32, "longest answer in tokens", lower_bound=1)
-NUM_BEAMS = flags.DEFINE_integer("num_beams", 1, "beams of the search; 1 = greedy", lower_bound=1)
+MAX_NEW_TOKENS = flags.DEFINE_integer("max_new_tokens", None, "longest answer; default 32, or as of the task", lower_bound=1)
+NUM_BEAMS = flags.DEFINE_integer("num_beams", None, "beams of the search; default 1 = greedy, or as of the task", lower_bound=1)
 
 
 def main() -> None:
     command.check_model("model", MODEL.value)
+    if PROMPT.value is None and TASK.value != "caption":
+        raise UserError("--prompt is missing: give the text, or --task=caption")
     images = [decode_image(path) for path in IMAGE.value]
     import mmjax
 
     model = mmjax.from_pretrained(MODEL.value)
-    options = {"max_new_tokens": MAX_NEW_TOKENS.value, "num_beams": NUM_BEAMS.value}
+    usual = {} if TASK.value else {"max_new_tokens": 32}
+    given = {"max_new_tokens": MAX_NEW_TOKENS.value, "num_beams": NUM_BEAMS.value}
+    options = usual | {name: value for name, value in given.items() if value is not None}
     media = {"images": [images] if images else None, "videos": [VIDEO.value] if VIDEO.value else None}
-    [answer] = mmjax.generate(model, [PROMPT.value], **media, **options)
+    [answer] = mmjax.generate(model, [PROMPT.value or ""], **media, task=TASK.value, **options)
     print(answer)
 
 

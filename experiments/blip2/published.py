@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from mmjax.connectors.qformer import QFormerConfig
+from mmjax.decoding.published import PUBLISHED
 from mmjax.encoders.vit import ViTConfig
 from mmjax.llms.llama import LlamaConfig
 from mmjax.llms.opt import OPTConfig
@@ -197,21 +198,26 @@ QUESTION_SETS: dict[str, dict[str, Any]] = {
 }
 
 
-def questions(name: str, *, short: bool, tiny: bool = False) -> dict[str, Any]:
-    """Questions as BLIP-2 was asked them: its two prompts, five beams, a length penalty of −1. Blank pictures are the control.
+def questions(name: str, system: str, *, tiny: bool = False) -> dict[str, Any]:
+    """Questions as their authors asked them. Blank pictures are the control.
 
     Args:
       name: of QUESTION_SETS.
-      short: ask "Question: … Short answer:" (Flan-T5, InstructBLIP) or "Question: … Answer:" (OPT).
+      system: of `mmjax.decoding.published`, which has the prompts and the decoding.
     """
-    template = "vqa_5" if short else "question_answer"
+    asked = PUBLISHED[system]["vqa"]
     if tiny:
-        source = {"path": "data/shapes", "builder": "shapes", "split": "test", "template": template, "cleaning": "blip2"}
+        source = {"path": "data/shapes", "builder": "shapes", "split": "test", "template": asked.template, "cleaning": "blip2"}
         return {"source": source, "limit": 20, "max_new_tokens": 4, "control": "blank"}
     chosen = QUESTION_SETS[name]
-    source = {"path": f"data/{name}", "builder": name, "split": chosen["split"], "template": template, "cleaning": "blip2"}
-    decoding = {"max_new_tokens": 10, "min_new_tokens": 1, "num_beams": 5, "length_penalty": -1.0}
-    return {"source": source, "metric": chosen["metric"], "control": "blank", **decoding}
+    source = {
+        "path": f"data/{name}",
+        "builder": name,
+        "split": chosen["split"],
+        "template": asked.template,
+        "cleaning": "blip2",
+    }
+    return {"source": source, "metric": chosen["metric"], "control": "blank", **asked.options}
 
 
 def captions(*, tiny: bool = False) -> dict[str, Any]:
@@ -220,5 +226,4 @@ def captions(*, tiny: bool = False) -> dict[str, Any]:
         source = {"path": "data/shapes", "builder": "shapes", "split": "test", "template": "caption_photo"}
         return {"source": source, "task": "caption", "prompt": "a photo of", "limit": 20, "max_new_tokens": 30}
     source = {"path": "data/coco_caption", "builder": "coco_caption", "split": "test", "template": "caption_photo"}
-    decoding = {"max_new_tokens": 30, "min_new_tokens": 8, "num_beams": 5}
-    return {"source": source, "task": "caption", "prompt": "a photo of", **decoding}
+    return {"source": source, "task": "caption", "prompt": "a photo of", **PUBLISHED["blip2_opt"]["caption"].options}

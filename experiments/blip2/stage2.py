@@ -79,6 +79,6 @@ def get_config(arg: str | None = None) -> ConfigDict:
             "parts": {"encoders": {"image": encoder}, "connectors": {"image": connector}, "llm": llm},
             "tokenizers": published.tokenizers(chosen.llm, reads_text=False, tiny=tiny),
             "stages": {"stage2": stage},
-            "evaluations": {"vqa": published.questions("vqav2", short=splits, tiny=tiny)},
+            "evaluations": {"vqa": published.questions("vqav2", "blip2_t5" if splits else "blip2_opt", tiny=tiny)},
         }
     )

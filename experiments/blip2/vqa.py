@@ -67,6 +67,6 @@ def get_config(arg: str | None = None) -> ConfigDict:
             "parts": {"encoders": {"image": encoder}, "connectors": {"image": connector}, "llm": llm},
             "tokenizers": published.tokenizers(chosen.llm, reads_text=True, tiny=tiny),
             "stages": {"vqa": stage},
-            "evaluations": {"vqa": published.questions("vqav2" if chosen.held_out else "gqa", short=False, tiny=tiny)},
+            "evaluations": {"vqa": published.questions("vqav2" if chosen.held_out else "gqa", "blip2_opt", tiny=tiny)},
         }
     )

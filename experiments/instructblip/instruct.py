@@ -84,8 +84,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
             "tokenizers": published.tokenizers(chosen.llm, reads_text=True, tiny=tiny),
             "stages": {"instruct": stage},
             "evaluations": {
-                "vqav2": published.questions("vqav2", short=True, tiny=tiny),
-                "gqa": published.questions("gqa", short=True, tiny=tiny),
+                "vqav2": published.questions("vqav2", "instructblip", tiny=tiny),
+                "gqa": published.questions("gqa", "instructblip", tiny=tiny),
             },
         }
     )

@@ -8,6 +8,7 @@ keys and values are projected once.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import jax
@@ -16,10 +17,10 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from mmjax.layers import stack
-from mmjax.layers.attention import attend, attention_weights, drop
+from mmjax.layers.attention import Mask, attend, attention_weights, drop
 from mmjax.layers.linear import Embedding, Linear
 from mmjax.layers.mlp import ACTIVATIONS, MLP
-from mmjax.layers.multi_head import MultiHeadAttention, layer_keys
+from mmjax.layers.multi_head import KeysValues, LayerCache, MultiHeadAttention, layer_keys
 from mmjax.layers.norms import LayerNorm
 from mmjax.layers.parameters import Parameters, normal, parameter
 from mmjax.layers.parameters import stack as stacked
@@ -176,7 +177,7 @@ class QFormer(nnx.Module):
           depths: also return what stands between the layers.
           key: of dropout; None = off.
         """
-        x, rows = self._embed(features, medium, tokens, key)
+        x, rows = self.embed(features, medium, tokens, key)
         queries = self.config.queries if features is not None else 0
         if features is not None and medium is None:
             medium = jnp.broadcast_to(jnp.arange(features.shape[1]), features.shape[:2])
@@ -189,7 +190,7 @@ class QFormer(nnx.Module):
             for i, layer in enumerate(block.layers):
                 read.append(x)
                 keys = [None] * 4 if layer_key is None else list(jax.random.split(jax.random.fold_in(layer_key, i), 4))
-                x, layer_weights = _layer(layer, x, queries, mask, features, medium, maps, keys)
+                x, layer_weights, _ = run_layer(layer, x, queries, mask, features, medium, maps, keys)
                 weights = layer_weights if layer_weights is not None else weights
             return x, (weights, jnp.stack(read) if depths else None)
 
@@ -203,8 +204,8 @@ class QFormer(nnx.Module):
             depths=between.reshape(len(between), *rows, *x.shape[2:]) if depths else None,
         )
 
-    def _embed(
-        self, features: Array | None, medium: Array | None, tokens: Array | None, key: Array | None
+    def embed(
+        self, features: Array | None, medium: Array | None, tokens: Array | None, key: Array | None = None
     ) -> tuple[Float[Array, "r l d"], tuple[int, int]]:
         """[queries ; text] with r = b·m rows, and (b, m). Queries have no positions; the text's begin at 0."""
         rows = tokens.shape[:2] if tokens is not None else (medium if medium is not None else features).shape[:2]
@@ -238,17 +239,19 @@ class QFormer(nnx.Module):
         return (hidden @ self.word_embedding.table[...].T.astype(hidden.dtype)).astype(jnp.float32) + heads.bias[...]
 
 
-def _layer(
+def run_layer(
     layer: Layer,
     x: Float[Array, "r l d"],
-    queries: int,
-    mask: Bool[Array, "r 1 l l"] | None,
-    features: Array | None,
-    medium: Array | None,
-    maps: bool,
-    keys: list[Any],
-) -> tuple[Float[Array, "r l d"], Float[Array, "r q p"] | None]:
-    attended, _ = layer.attention(x, mask, dropout=layer.dropout, dropout_key=keys[0])
+    queries: int = 0,
+    mask: Mask | Bool[Array, "r 1 l l"] | None = None,
+    features: Array | None = None,
+    medium: Array | None = None,
+    maps: bool = False,
+    keys: Sequence[Any] = (None,) * 4,
+    cache: LayerCache | None = None,
+) -> tuple[Float[Array, "r l d"], Float[Array, "r q p"] | None, KeysValues]:
+    """One layer over [queries ; text]: what it gives, attention maps, and its self-attention's keys and values of x."""
+    attended, keys_values = layer.attention(x, mask, cache=cache, dropout=layer.dropout, dropout_key=keys[0])
     x = layer.attention_end(attended, x, keys[1])
     query, text, weights = x[:, :queries], x[:, queries:], None
     if queries:
@@ -258,7 +261,7 @@ def _layer(
         query = layer.query_end(layer.query_mlp(query), query, keys[3])
     if text.shape[1]:
         text = layer.text_end(layer.text_mlp(text), text, keys[3])
-    return jnp.concatenate([query, text], axis=1), weights
+    return jnp.concatenate([query, text], axis=1), weights, keys_values
 
 
 def _cross(

@@ -209,6 +209,30 @@ def _questions(*formats: str) -> Template:
     return Template(segments, prompt)
 
 
+def _dialogue() -> Template:
+    """Visual dialogue as InstructBLIP was asked it (arXiv 2305.06500, appendix): what was said, then the question.
+
+    How its authors wrote down what was said is not published: here every question and its answer stand one after the other.
+    """
+
+    def rendered(example: Example) -> Iterator[tuple[str, tuple[int, ...], str | None]]:
+        said: list[str] = []
+        for question, media, answer in exchanges(example):
+            history = f"Dialog history: {' '.join(said)}\n " if said else ""
+            yield f"{history}Question: {question} Short answer:", media, answer
+            said += [question, answer or ""]
+
+    def segments(example: Example, seed: int) -> list[Segment]:
+        return [_ask(text, media, _answer(example, text, answer)) for text, media, answer in rendered(example)]
+
+    def prompt(example: Example, seed: int) -> Segment:
+        _last(example)
+        *_, (text, media, _) = rendered(example)
+        return _ask(text, media, None)
+
+    return Template(segments, prompt)
+
+
 def _choices(text: Callable[[str, str, tuple[str, ...]], str], *, letters: bool) -> Template:
     """One question with `meta["choices"]`, and `meta["context"]` where there is one.
 
@@ -348,6 +372,7 @@ TEMPLATES: dict[str, Template] = {
     "caption": _caption(),
     "caption_suffix": _caption_suffix(),
     "caption_photo": _captions("a photo of", queried=False),
+    "caption_short": _captions("A short image description:", queried=True),
     "caption_mixed": _captions(*prompts.CAPTION, queried=True),
     "question_generation": _question_generation(*prompts.QUESTION_GENERATION),
     "caption_pair": _caption_pair(),
@@ -357,6 +382,7 @@ TEMPLATES: dict[str, Template] = {
     "vqa_ocr": _questions("OCR tokens: {ocr_tokens}. Question: {question} Short answer:"),
     "statement": _questions('Based on the image, is this statement true or false? "{question}" Answer:'),
     "meme": _questions('This is an image with: "{question}" written on it. Is it hateful? Answer:'),
+    "dialogue": _dialogue(),
     "choices": _choices(_row_of_choices, letters=False),
     "choices_short": _choices(functools.partial(_row_of_choices, end="Short answer:"), letters=False),
     "choice_letters": _choices(_lines_of_choices, letters=True),

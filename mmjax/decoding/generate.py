@@ -12,7 +12,9 @@ import numpy as np
 
 from mmjax.decoding.inputs import as_examples, batched, bucket, check_positions
 from mmjax.decoding.options import DecodingOptions
+from mmjax.decoding.published import published
 from mmjax.decoding.search import Answers, Searcher
+from mmjax.decoding.writer import writer_of
 from mmjax.types import Example, UserError
 from mmjax.types.model import Model
 
@@ -57,6 +59,7 @@ def generate(
     audios: Sequence[Any] | None = None,
     videos: Sequence[Any] | None = None,
     template: str | None = None,
+    task: str | None = None,
     batch_size: int = 64,
     stream: bool = False,
     stop_strings: str | Sequence[str] = (),
@@ -65,12 +68,14 @@ def generate(
     """Answers prompts.
 
     Args:
-      model: a Model.
+      model: a Model: a language model, one that sees, or a BLIP-2 after stage 1, whose Q-Former continues captions.
       examples: Examples, whose last question is asked, or plain prompts.
       images, audios, videos: for plain prompts, one list per prompt, placed before its text: paths, bytes, uint8 arrays
         [height, width, 3] or PIL images; a video becomes four pictures, its frames (`mmjax.data.media.video`).
       template: "chat" renders the whole conversation by the tokenizer's chat template; an entry of
         `mmjax.data.templates.TEMPLATES` renders the last question; None = its text is the whole prompt.
+      task: "caption", "vqa" or "dialogue": as the model's authors asked it, by `mmjax.decoding.published`; a template and
+        options that are given prevail.
       batch_size: rows decoded at once.
       stream: give an iterator over pieces of the text of one single answer instead.
       stop_strings: the answer ends before the first of these.
@@ -82,7 +87,10 @@ def generate(
     Raises:
       UserError: unknown or impossible options, unusable media.
     """
-    asked = as_examples(examples, images=images, audios=audios, videos=videos)
+    asked, model = as_examples(examples, images=images, audios=audios, videos=videos), writer_of(model)
+    if task is not None:
+        recipe = published(model.config["parts"], task)
+        template, options = template or recipe.template, {**recipe.options, **options}
     chosen = make_options(model, options, template)
     stops = (stop_strings,) if isinstance(stop_strings, str) else tuple(stop_strings)
     if stream:
@@ -94,13 +102,11 @@ def generate(
 
 def make_options(model: Model, options: dict[str, Any], template: str | None = None) -> DecodingOptions:
     """Checked options, with the end tokens of the model and of the template, and the tokenizer's padding token, where none are
-    given."""
+    given; of a model of `writer_of`."""
     known = [field.name for field in dataclasses.fields(DecodingOptions)]
     unknown = sorted(set(options) - set(known))
     if unknown:
         raise UserError(f"decoding option {unknown[0]!r} is unknown; there are {', '.join(known)}")
-    if model.processor is None:
-        raise UserError("the model came without a tokenizer; put tokenizer.json into its directory")
     ends = model.processor.end_ids(template)
     return DecodingOptions(**{"eos_token_id": ends, "pad_token_id": model.processor.pad_id, **options})
 

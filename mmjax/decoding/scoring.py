@@ -17,6 +17,7 @@ from mmjax.data.media.video import with_frames
 from mmjax.data.templates import Piece, Segment, Special
 from mmjax.decoding.inputs import as_examples, batched, bucket, check_positions
 from mmjax.decoding.placement import fetch, place
+from mmjax.decoding.writer import writer_of
 from mmjax.types import Batch, Example, UserError
 from mmjax.types.model import Model
 
@@ -64,7 +65,7 @@ def score(
     Raises:
       UserError: another number of continuations than of examples, or a text beyond the positions of the language model.
     """
-    asked = as_examples(examples, images=images)
+    asked, model = as_examples(examples, images=images), writer_of(model)
     if isinstance(continuations, str):
         continuations = [continuations]
     if len(continuations) != len(asked):

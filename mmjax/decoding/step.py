@@ -44,20 +44,17 @@ def prefill(module: Any, batch: Batch, options: DecodingOptions) -> tuple[Reader
     Returns:
       The reader, with room for max_new_tokens, and the logits of each row's first token.
     """
-    text, source = batch.text, batch.source
+    text = batch.text
     rows, length = text.tokens.shape
-    embeddings, read = module.embeddings(batch), {}
-    if source is not None:
-        read = {"source": module.llm.encode(embeddings, source.positions, source.segments)}
-        embeddings = module.llm.embed(text.tokens)
+    embeddings, told = module.begin(batch)
     # The last token chosen is never read, so its slot is not needed.
-    cache = module.llm.init_cache(rows, length + options.max_new_tokens - 1, embeddings.dtype, **read)
+    cache = module.llm.init_cache(rows, length + options.max_new_tokens - 1, embeddings.dtype, **told)
     hidden, cache = module.llm(embeddings, text.positions, text.segments, cache)
     logits = module.llm.logits(hidden[:, -1])
     seen = None
     if options.repetition_penalty != 1:
         is_token = text.segments > 0
-        if batch.feature_index is not None and source is None:
+        if batch.feature_index is not None and batch.source is None:
             is_token &= batch.feature_index < 0
         seen = jnp.zeros(logits.shape, bool).at[jnp.arange(rows)[:, None], text.tokens].max(is_token)
     return Reader(cache, text.positions[:, -1] + 1, seen), logits

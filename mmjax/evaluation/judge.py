@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from mmjax.data.templates import Piece, Rendered
+from mmjax.decoding.writer import writer_of
 from mmjax.evaluation.config import EvaluationOptions
 from mmjax.evaluation.metrics import Metric, Scores, find_metric
 from mmjax.evaluation.predict import PREDICTORS, Prediction, decoding_options
@@ -54,6 +55,7 @@ def judge(task: Task) -> tuple[dict[str, Any], Lines]:
       UserError: a model without a tokenizer or a language model; what questions, templates and metrics refuse.
     """
     options, metric, prompt = task.options, find_metric(task.options.metric), _prompt(task)
+    task = dataclasses.replace(task, model=writer_of(task.model))
     asked: list[Example] = []
     said = _said(task, task.name, None, asked)
     references, metas = [question.answers for question in asked], [question.meta for question in asked]

@@ -36,6 +36,8 @@ from mmjax.weights.table import Entry, Table, linear, norm, prefixed, spellings
 Part = dict[str, Any]
 Names = tuple[tuple[str, str], ...]  # (regular expression over a Hugging Face key, its replacement), one after the other
 
+# Language model -> what LAVIS begins its texts with, and ends its answers with, where that is not the tokenizer's BOS and EOS.
+TOKENS = {"opt": {"end": "\n"}, "llama": {"begin": "</s>"}}
 HEADS = {"encoders.image": 16, "connectors.image": 12}
 TOWER = "visual_encoder."
 LLMS = ("opt_model.", "t5_model.", "llm_model.")
@@ -319,6 +321,7 @@ def _processor(parts: Mapping[str, Part], sources: Mapping[str, str]) -> Process
     return Processor(
         llm,
         connector,
+        **TOKENS.get(parts.get("llm", {}).get("family", ""), {}),
         soft_tokens=qformer.queries,
         image_size=parts["encoders.image"]["image_size"],
         query_length=min(QUERY_LENGTH, qformer.max_positions) if asks else 0,

@@ -15,6 +15,7 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 from starlette.exceptions import HTTPException
 
 from mmjax.data.templates import template
+from mmjax.decoding.writer import writer_of
 from mmjax.serving import replies, requests
 from mmjax.serving.dispatcher import Busy, Dispatcher, Progress, Reading, Row
 from mmjax.serving.replies import Said
@@ -36,8 +37,7 @@ def make_app(model: Model, settings: Settings) -> FastAPI:
     Raises:
       UserError: the model cannot be served with this template.
     """
-    if model.processor is None:
-        raise UserError("the model came without a tokenizer; put tokenizer.json into its directory")
+    model = writer_of(model)
     if settings.template == "chat" and not model.processor.llm.chat_template:
         raise UserError("the model's tokenizer has no chat template; name one that asks, --template=question_answer")
     if settings.template != "chat":

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
+from mmjax.connectors.captioner import Captioner
 from mmjax.objectives.contrastive import BARRED, contrastive_loss, hard_negatives, matching_loss, normalise, similarities
 from mmjax.objectives.language_modelling import next_token_loss
 from mmjax.types import Batch
@@ -84,17 +85,56 @@ def stage1_sums(
     return {"itc": itc, "itm": itm, "itg": itg}, metrics
 
 
+def image_features(system: Any, images: UInt8[Array, "b height width 3"]) -> Float[Array, "b q d"]:
+    """What the queries read from each image alone."""
+    encoder = system.encoders["image"]
+    return system.connectors["image"](encoder(encoder.pixels(images))[:, None]).queries[:, 0]
+
+
+def text_features(system: Any, tokens: Int[Array, "b u"], mask: Bool[Array, "b u"]) -> Float[Array, "b d"]:
+    """What stands at the first token, [CLS], of each text alone."""
+    return system.connectors["image"](None, None, tokens[:, None], mask[:, None]).text[:, 0, 0]
+
+
+def pair_features(
+    system: Any, images: UInt8[Array, "b height width 3"], tokens: Int[Array, "b u"], mask: Bool[Array, "b u"]
+) -> Float[Array, "b q d"]:
+    """What the queries read from each image together with its text."""
+    encoder = system.encoders["image"]
+    features = encoder(encoder.pixels(images))[:, None]
+    return system.connectors["image"](features, None, tokens[:, None], mask[:, None]).queries[:, 0]
+
+
 def embed_images(system: Any, images: UInt8[Array, "b height width 3"]) -> Float[Array, "b q d"]:
     """The contrastive vectors of each image's queries, of length one."""
-    encoder, qformer = system.encoders["image"], system.connectors["image"]
-    features = encoder(encoder.pixels(images))
-    return normalise(qformer.heads.image_projection(qformer(features[:, None]).queries[:, 0]))
+    return normalise(system.connectors["image"].heads.image_projection(image_features(system, images)))
 
 
 def embed_texts(system: Any, tokens: Int[Array, "b u"], mask: Bool[Array, "b u"]) -> Float[Array, "b d"]:
     """The contrastive vector of each text, of length one."""
-    qformer = system.connectors["image"]
-    return normalise(qformer.heads.text_projection(qformer(None, None, tokens[:, None], mask[:, None]).text[:, 0, 0]))
+    return normalise(system.connectors["image"].heads.text_projection(text_features(system, tokens, mask)))
+
+
+class Captioning:
+    """A system that writes captions with the Q-Former itself, in the place of a language model.
+
+    Args:
+      system: with the heads of stage 1, bound.
+    """
+
+    def __init__(self, system: Any):
+        self.system, self.encoders = system, system.encoders
+        self.llm = Captioner(system.connectors["image"])
+
+    def begin(self, batch: Batch, key: Array | None = None) -> tuple[Float[Array, "b t d"], dict[str, Any]]:
+        """The embeddings of the text, and the one picture of each row as the queries have read it."""
+        seen = self.llm.encode(self.system.encode(batch, "image")[:, 0])
+        return self.llm.embed(batch.text.tokens), {"source": seen}
+
+    def hidden(self, batch: Batch, key: Array | None = None) -> Float[Array, "b t d"]:
+        """Final hidden states of the text rows."""
+        embeddings, told = self.begin(batch, key)
+        return self.llm(embeddings, batch.text.positions, batch.text.segments, **told)[0]
 
 
 def _captions(batch: Batch) -> tuple[Int[Array, "b u"], Bool[Array, "b u"]]:

@@ -55,14 +55,20 @@ class MultimodalLM(nnx.Module):
         soft = jnp.concatenate([self.connect(batch, modality, key) for modality in sorted(batch.media)], axis=1)
         return place(soft, tokens, batch.feature_index)
 
+    def begin(self, batch: Batch, key: Array | None = None) -> tuple[Float[Array, "b t d"], dict[str, Any]]:
+        """What the language model reads at the text's positions, and what it is told besides: an encoder–decoder its source."""
+        embeddings, source = self.embeddings(batch, key), batch.source
+        if source is None:
+            return embeddings, {}
+        with jax.named_scope("llm"):
+            encoded = self.llm.encode(embeddings, source.positions, source.segments)
+            return self.llm.embed(batch.text.tokens), {"source": encoded}
+
     def hidden(self, batch: Batch, key: Array | None = None) -> Float[Array, "b t d"]:
         """Final hidden states of the language model over the batch's text rows."""
-        embeddings, text, source = self.embeddings(batch, key), batch.text, batch.source
+        embeddings, told = self.begin(batch, key)
         with jax.named_scope("llm"):
-            if source is None:
-                return self.llm(embeddings, text.positions, text.segments)[0]
-            encoded = self.llm.encode(embeddings, source.positions, source.segments)
-            return self.llm(self.llm.embed(text.tokens), text.positions, text.segments, source=encoded)[0]
+            return self.llm(embeddings, batch.text.positions, batch.text.segments, **told)[0]
 
     def attention_maps(self, batch: Batch) -> Float[Array, "b m q p"]:
         """The image connector's last cross-attention, averaged over heads, over the patches (class token left out)."""

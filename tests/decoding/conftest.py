@@ -27,12 +27,12 @@ class TextSystem(nnx.Module):
     def __init__(self):
         self.llm = OPT(OPTConfig(**SIZES))
 
-    def embeddings(self, batch):
-        return self.llm.embed(batch.text.tokens)
+    def begin(self, batch):
+        return self.llm.embed(batch.text.tokens), {}
 
     def hidden(self, batch):
         text = batch.text
-        return self.llm(self.embeddings(batch), text.positions, text.segments)[0]
+        return self.llm(self.begin(batch)[0], text.positions, text.segments)[0]
 
 
 def make_reference(seed: int):

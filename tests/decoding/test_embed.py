@@ -69,7 +69,7 @@ def test_batches_change_nothing_and_a_shape_is_compiled_once(clip):
     small = mmjax.embed(model, images=pictures(), texts=TEXTS, batch_size=2)
     for kind in whole:
         np.testing.assert_allclose(small[kind], whole[kind], **CLOSE)
-    compiled = model.cache[("decoding.embed", "text")]
+    compiled = model.cache[("decoding.embed", "text", "embed_texts")]
     before = compiled._cache_size()
     mmjax.embed(model, texts=["bird"] * 4)
     assert compiled._cache_size() == before
@@ -123,6 +123,41 @@ def test_one_tower_gives_its_pooled_features(tmp_path):
         mmjax.embed(model, texts=["a"])
 
 
+@pytest.mark.parametrize("projected", [True, False])
+def test_blip2_gives_the_features_of_transformers(tmp_path, projected):
+    """Of pictures, of texts and of both together; [CLS] is the first token of a text."""
+    from tests.interop import tiny as blip2
+
+    reference = blip2.make("retrieval", tmp_path)
+    world.make_tokenizer().save_pretrained(tmp_path)
+    model = mmjax.from_pretrained(tmp_path)
+    shown, texts = [np.full((28, 28, 3), 40 * i, np.uint8) for i in range(3)], ["a red", "is there a blue", "how many"]
+    encoder = model.definition.bind(model.parameters).encoders["image"]
+    pixels = torch.tensor(np.array(encoder.pixels(jax.numpy.asarray(np.stack(shown)))).transpose(0, 3, 1, 2))
+    ids, mask = (torch.tensor(array).long() for array in model.processor.texts(texts))
+    with torch.no_grad():
+        seen, queries = reference.vision_model(pixels).last_hidden_state, reference.query_tokens.expand(3, -1, -1)
+        image = reference.qformer(query_embeds=queries, encoder_hidden_states=seen).last_hidden_state
+        text = reference.qformer(query_embeds=reference.embeddings(ids), query_length=0, attention_mask=mask)
+        text = text.last_hidden_state[:, 0]
+        both = reference.embeddings(ids, query_embeds=queries)
+        whole = torch.cat([torch.ones(3, blip2.QUERIES).long(), mask], 1)
+        pair = reference.qformer(
+            query_embeds=both, query_length=blip2.QUERIES, attention_mask=whole, encoder_hidden_states=seen
+        ).last_hidden_state[:, : blip2.QUERIES]
+        if projected:
+            normalise = torch.nn.functional.normalize
+            image = normalise(reference.vision_projection(image), dim=-1)
+            text = normalise(reference.text_projection(text), dim=-1)
+    given = {"images": shown, "texts": texts, "pairs": list(zip(shown, texts, strict=True))}
+    got = mmjax.embed(model, **given, projected=projected, batch_size=2)
+    for kind, expected in {"image": image, "text": text, "pair": pair}.items():
+        np.testing.assert_allclose(got[kind], expected, rtol=0, atol=1e-4, err_msg=kind)
+    assert mmjax.embed(model, pairs=[])["pair"].shape == (0, blip2.QUERIES, 24)
+    with pytest.raises(UserError, match="pairs: expected tuples of an image and a text, got ndarray"):
+        mmjax.embed(model, pairs=shown)
+
+
 def test_blip2_gives_the_vectors_of_stage_1():
     parts = {name: dict(part) for name, part in world.PARTS.items() if name != "llm"}
     parts["connectors.image"] |= {"stage1": True, "projection": 6, "output_width": 0}
@@ -152,6 +187,8 @@ def test_what_cannot_be_embedded_is_told(clip, given, message):
         mmjax.embed(clip[0], **given)
 
 
-def test_a_model_without_such_heads_embeds_nothing():
+def test_a_model_without_such_heads_gives_unprojected_features():
     with pytest.raises(UserError, match="the model embeds nothing, not image"):
         mmjax.embed(world.make_model(), images=[world.pixels(1)])
+    got = mmjax.embed(world.make_model(), images=[world.pixels(1)], pairs=[(world.pixels(1), "a red")], projected=False)
+    assert got["image"].shape == got["pair"].shape == (1, 3, 16) and np.abs(got["image"] - got["pair"]).max() > 1e-3

@@ -73,12 +73,11 @@ def make(directory, kind, text, **more):
 OPT, LLAMA, T5 = ({"model_type": name, **sizes} for name, sizes in (("opt", tiny.OPT), ("llama", tiny.LLAMA), ("t5", tiny.T5)))
 
 
-@pytest.fixture(params=[40, 41])
-def stage1(request, tmp_path):
+def make_stage1(directory, vocab):
     """A retrieval model, and its tensors with what only LAVIS keeps, in a training run's file."""
-    more = {"use_qformer_text_input": True, "vocab_size": request.param}
-    reference = make(tmp_path, "Blip2ForImageTextRetrieval", OPT, qformer=more, image_text_hidden_size=7)
-    width, vocab, head = QFORMER["hidden_size"], request.param, "Qformer.cls.predictions"
+    more = {"use_qformer_text_input": True, "vocab_size": vocab}
+    reference = make(directory, "Blip2ForImageTextRetrieval", OPT, qformer=more, image_text_hidden_size=7)
+    width, head = QFORMER["hidden_size"], "Qformer.cls.predictions"
     bias = torch.randn(vocab)
     tensors = to_lavis(reference) | {
         "temp": torch.tensor(0.043), f"{head}.bias": bias, f"{head}.decoder.bias": bias,
@@ -87,8 +86,13 @@ def stage1(request, tmp_path):
         f"{head}.decoder.weight": reference.embeddings.word_embeddings.weight.detach().clone(),
         "Qformer.bert.embeddings.position_ids": torch.arange(32)[None],
     }  # fmt: skip
-    torch.save({"model": tensors, "epoch": 3, "config": {"run": {"seed": 42}}}, tmp_path / "blip2_pretrained.pth")
-    return tmp_path / "blip2_pretrained.pth", reference, tensors
+    torch.save({"model": tensors, "epoch": 3, "config": {"run": {"seed": 42}}}, directory / "blip2_pretrained.pth")
+    return directory / "blip2_pretrained.pth", reference, tensors
+
+
+@pytest.fixture(params=[40, 41])
+def stage1(request, tmp_path):
+    return make_stage1(tmp_path, request.param)
 
 
 def test_stage_one_is_read_whole(stage1, tmp_path, caplog):
