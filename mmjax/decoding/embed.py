@@ -9,6 +9,7 @@ import jax
 import numpy as np
 from jaxtyping import Float
 
+from mmjax.connectors.qformer import QFormer
 from mmjax.decoding.inputs import batched, bucket
 from mmjax.decoding.placement import fetch, place
 from mmjax.systems import blip2
@@ -84,7 +85,7 @@ def _embedders(model: Model, projected: bool) -> dict[str, Embedder]:
         table: dict[str, Embedder] = {"image": DualEncoder.embed_images, "text": DualEncoder.embed_texts}
         return {kind: table[kind] for kind in system.encoders if kind in table}
     qformer = system.connectors.get("image")
-    if qformer is None or (projected and qformer.heads is None):
+    if not isinstance(qformer, QFormer) or (projected and qformer.heads is None):
         return {}
     read = FEATURES if qformer.config.vocab else {"image": FEATURES["image"]}
     return read | (HEADS if projected else {})

@@ -9,6 +9,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerFast
 
+from mmjax.connectors.qformer import QFormer
 from mmjax.data.batch import BatchShape, Item
 from mmjax.data.processor import Processor
 from mmjax.layers.parameters import Definition
@@ -38,7 +39,7 @@ def writer_of(model: Model) -> Model:
     if isinstance(system, Captioning) or getattr(system, "llm", None) is not None:
         return model
     qformer = getattr(system, "connectors", {}).get("image")
-    if qformer is None or qformer.heads is None:
+    if not isinstance(qformer, QFormer) or qformer.heads is None:
         raise UserError("the model writes no text: it has neither a language model nor BLIP-2's captioning head")
     if set(model.config.get("absent", ())) & {f"connectors.image.{name}" for name in HEAD}:
         raise UserError(
