@@ -6,7 +6,6 @@ The names below load on first use, so that a command can refuse a mistaken confi
 from __future__ import annotations
 
 import importlib
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -58,14 +57,11 @@ def from_pretrained(
       UserError: neither kind of directory, an unsupported model, or weights that do not fit the config.
     """
     from mmjax.interop import lavis, pretrained
+    from mmjax.types.files import is_workdir
 
     if Path(source).is_file():
         return lavis.from_file(source, parts, dtype, mesh)
-    try:
-        is_workdir = "stages" in json.loads((Path(source) / "config.json").read_text())
-    except (OSError, ValueError, TypeError):
-        is_workdir = False  # the reader below says what is wrong
-    if is_workdir:
+    if is_workdir(source):
         return importlib.import_module("mmjax.training.run").load_model(source, dtype=dtype, mesh=mesh)
     return pretrained.from_pretrained(source, dtype=dtype, mesh=mesh, base=base, pickle=pickle)
 

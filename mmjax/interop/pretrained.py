@@ -51,6 +51,7 @@ def from_pretrained(
     *,
     base: str | Path | None = None,
     pickle: bool = False,
+    part: str = "",
 ) -> Model:
     """Reads a directory in Hugging Face layout, or a PEFT adapter and its base.
 
@@ -61,6 +62,7 @@ def from_pretrained(
       mesh: each device gets its own slices, straight from the files; None = the default device.
       base: what an adapter adapts; None = what its config names.
       pickle: read pickled weights (.bin), of which nothing but tensors is let through.
+      part: read the weights of this part alone, where the model has it, as the source of another model's; "" = all.
 
     Returns:
       The model. Parameters that its class does not store (the temperature and captioning head of BLIP-2's stage 1) are drawn
@@ -94,10 +96,12 @@ def from_pretrained(
         add_lora(system, adapter.rules)
     definition = define(system)
     placement = None if mesh is None else shardings(definition.specs, mesh)
-    parameters = table.read(rows, tensors, definition.specs, dtype, placement)
+    prefix = f"{part}." if part in parts else ""
+    parameters = table.read(rows, tensors, definition.specs, dtype, placement, prefixes=(prefix,))
     if adapter is not None:
         parameters |= _placed(adapter.factors, dtype, placement)
-    absent = {path: spec for path, spec in definition.specs.items() if path not in parameters}
+    stored = {row.ours for row in rows} | parameters.keys()
+    absent = {path: spec for path, spec in definition.specs.items() if path.startswith(prefix) and path not in stored}
     parameters |= _placed(Definition(definition.graphdef, absent).initialise(jax.random.key(0)), dtype, placement)
     details = {"parts": parts, "architecture": name, "hf_config": config, "source": str(source), "absent": tuple(absent)}
     details["unread"] = table.unread(rows, tensors)

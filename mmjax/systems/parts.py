@@ -33,7 +33,7 @@ FAMILIES: dict[str, dict[str, Family]] = {
     "similarity": {"exponential": (SimilarityConfig, Similarity)},
 }
 # Fields of a part that say where it comes from, not what it is.
-PROVENANCE = ("family", "source", "builder")
+PROVENANCE = ("family", "source", "builder", "fresh")
 
 
 def part_config(name: str, part: Mapping[str, Any]) -> Any:

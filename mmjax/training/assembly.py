@@ -24,7 +24,7 @@ from jaxtyping import Array
 
 import mmjax
 from mmjax.connectors.qformer import from_bert
-from mmjax.interop import lavis
+from mmjax.interop import lavis, pretrained
 from mmjax.interop.image_size import with_image_size
 from mmjax.layers.lora import is_factor, lora_scales, merge_lora
 from mmjax.layers.parameters import Definition, Parameters
@@ -36,6 +36,7 @@ from mmjax.training.rules import Resolved, resolve
 from mmjax.training.stage import Experiment, Stage
 from mmjax.training.state import State, abstract_parameters, abstract_state, init_parameters, init_state, partition
 from mmjax.types import UserError
+from mmjax.types.files import is_workdir
 from mmjax.weights import table
 
 log = logging.getLogger(__name__)
@@ -146,6 +147,7 @@ def fill(assembly: Assembly, experiment: Experiment, trained: Mapping[str, Array
     for name, part in experiment.parts.items():
         # A stage's adapters are its own: they are drawn, and those of the source are merged into its weights.
         wanted = [path for path in paths if path not in values and path.startswith(f"{name}.") and not is_factor(path)]
+        wanted = [path for path in wanted if not re.fullmatch(part.get("fresh", ""), path)]
         if part.get("source") and wanted:
             values |= _read_source(assembly, name, part, wanted)
     values = {path: _place(assembly, path, value) for path, value in values.items()}
@@ -207,7 +209,10 @@ def _stored(assembly: Assembly, part: str, config: Mapping[str, Any]) -> tuple[P
     if Path(source).is_file():
         heads = {part: heads} if (heads := config.get("heads")) else {}
         return lavis.read_part(part, source, mesh=assembly.mesh, heads=heads)[1], ()
-    model = mmjax.from_pretrained(source, mesh=assembly.mesh)
+    if is_workdir(source):
+        model = mmjax.from_pretrained(source, mesh=assembly.mesh)
+    else:
+        model = pretrained.from_pretrained(source, mesh=assembly.mesh, part=part)
     if part == "encoders.image" and part in model.config["parts"]:
         model = with_image_size(model, config["image_size"])
     absent: Any = model.config.get("absent", ())

@@ -252,7 +252,8 @@ class Experiment:
       data: paths that several stages refer to, so that a flag need not name each of them: `--config.data.path=…`. Nothing reads
         it but the config file.
       parts: the config of every part, by part name ("encoders.image", "connectors.image", "llm"): "family" and the
-        fields of that family's config dataclass; "source" names a directory whose weights initialise the part.
+        fields of that family's config dataclass; "source" names what its weights are read from, a run's workdir, a directory
+        in Hugging Face layout or a file; "fresh" is a regular expression of parameter paths that are drawn all the same.
       tokenizers: see TokenizerConfig.
       stages: in order.
       evaluations: by name.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -27,3 +28,11 @@ def replace_file(path: str | Path, content: str | Iterable[Any]) -> None:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def is_workdir(directory: str | Path) -> bool:
+    """Whether a directory is the workdir of a run: it has that run's resolved config."""
+    try:
+        return "stages" in json.loads((Path(directory) / "config.json").read_text())
+    except (OSError, ValueError, TypeError):
+        return False

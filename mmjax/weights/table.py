@@ -155,6 +155,7 @@ def read(
     dtype: Any = None,
     shardings: Mapping[str, Sharding] | None = None,
     ignorable: Sequence[str] = IGNORABLE,
+    prefixes: tuple[str, ...] = ("",),
 ) -> Parameters:
     """Reads parameters; each device's slice is copied straight from the files.
 
@@ -165,9 +166,10 @@ def read(
       dtype: None keeps the files' dtype; else a dtype, or one by path.
       shardings: by path; None = the default device.
       ignorable: regular expressions of keys that may be left unread.
+      prefixes: only paths that begin with one of these are read.
 
     Returns:
-      An array for every path that the table names. Tensors that hold NaN are read, and a warning names them.
+      An array for every such path that the table names. Tensors that hold NaN are read, and a warning names them.
 
     Raises:
       UserError: one report of all missing, unexpected and misshapen tensors.
@@ -175,7 +177,7 @@ def read(
     check(table, tensors, specs, ignorable)
     parameters, damaged = {}, {}
     for entry in table:
-        if entry.ours is not None and not entry.duplicate:
+        if entry.ours is not None and not entry.duplicate and entry.ours.startswith(prefixes):
             sharding = None if shardings is None else shardings[entry.ours]
             parameters[entry.ours] = _load(entry, tensors, specs[entry.ours], dtype, sharding, damaged)
     if damaged:

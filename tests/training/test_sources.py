@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 
 import jax.numpy as jnp
@@ -12,6 +13,7 @@ import transformers
 from safetensors.numpy import load_file, save_file
 
 from mmjax.data.config import TokenizerConfig
+from mmjax.interop.pretrained import from_pretrained
 from mmjax.training.assembly import assemble, fill
 from mmjax.training.stage import Experiment
 from mmjax.types import UserError
@@ -25,6 +27,11 @@ QFORMER = {
 }  # fmt: skip
 
 
+def without_media(stage):
+    """A stage whose data, which nobody reads here, need not fit the parts."""
+    return dataclasses.replace(stage, data=dataclasses.replace(stage.data, media=0))
+
+
 def begin(image=None, connector=None, llm=None, **fields):
     """The parameters before the first step; the arguments are the sources of the parts."""
     parts = {
@@ -33,7 +40,7 @@ def begin(image=None, connector=None, llm=None, **fields):
     }
     if llm:
         parts["llm"] = {"family": "opt", "vocab": 50, "width": 20, "layers": 2, "heads": 2, "ffn": 40, "max_positions": 32}
-    stage = tiny_stage(trainable=((".*", True),))
+    stage = without_media(tiny_stage(trainable=((".*", True),)))
     experiment = Experiment(name="sources", parts=parts, tokenizers=TokenizerConfig(llm=""), stages={"tiny": stage})
     assembly = assemble(experiment, stage)
     return assembly.definition, fill(assembly, experiment, {}, list(assembly.definition.specs))
@@ -87,3 +94,30 @@ def test_parts_come_from_files_of_lavis(tmp_path, caplog):
     assert "trimmed.pth holds no heads of stage 1; drawn anew: " in caplog.text
     with pytest.raises(UserError, match=r"connectors.image.source=.*trimmed.pth lacks connectors.image.layers"):
         begin(None, tmp_path / "trimmed.pth", output_width=0, frequency=4)
+
+
+def test_minigpt4_takes_the_encoder_and_the_qformer_of_blip2_and_no_projection(tmp_path):
+    reference = tiny.make("blip2_t5", tmp_path).state_dict()
+    encoder = {**VISION, "width": 16, "layers": 3, "heads": 2, "ffn": 32}
+    connector = {**QFORMER, "heads": 2, "encoder_width": 16, "vocab": 0, "output_width": 20, "stage1": False}
+    projection = r"connectors\.image\.projection\..*"
+    llm = {"family": "llama", "vocab": 50, "width": 20, "layers": 2, "heads": 2, "kv_heads": 2, "ffn": 40, "max_positions": 32}
+    parts = {
+        "encoders.image": encoder | {"source": str(tmp_path)},
+        "connectors.image": connector | {"source": str(tmp_path), "fresh": projection},
+        "llm": llm,
+    }
+    stage = without_media(tiny_stage(trainable=((projection, True), (".*", False))))
+    experiment = Experiment(name="minigpt4", parts=parts, tokenizers=TokenizerConfig(llm=""), stages={"tiny": stage})
+    assembly = assemble(experiment, stage)
+    values = fill(assembly, experiment, {}, list(assembly.definition.specs))
+    np.testing.assert_array_equal(values["encoders.image.norm.scale"], reference["vision_model.post_layernorm.weight"])
+    np.testing.assert_array_equal(values["connectors.image.query_tokens"], reference["query_tokens"][0])
+    stored = reference["language_projection.weight"]
+    assert stored.shape == (20, 24) and not np.array_equal(values["connectors.image.projection.kernel"].T, stored)
+
+
+def test_of_a_source_only_the_part_is_read(tmp_path):
+    tiny.make("blip2", tmp_path)
+    model = from_pretrained(tmp_path, part="connectors.image")
+    assert model.parameters and all(path.startswith("connectors.image.") for path in model.parameters)
