@@ -21,6 +21,8 @@ import tensorflow_datasets as tfds
 from data_pipelines import builder, local
 from mmjax.types import Example, Medium, UserError
 
+QUESTIONS = 8  # of an example
+
 
 class Asked(NamedTuple):
     """A question about a picture, the answer that is learnt, and what else is its own ("answers", "kind", "question_id", …)."""
@@ -50,21 +52,25 @@ class Picture(NamedTuple):
 
 
 def describe(picture: Picture) -> Iterator[Example | builder.Skip]:
-    """The only step of most of these data sets: a picture with all that is said of it; left out if it cannot be read."""
-    own = {"questions": [asked.own for asked in picture.asked]} if picture.asked else {}
+    """The only step of most of these data sets: a picture with all that is said of it; left out if it cannot be read.
+
+    Many questions make several examples, so that the rows of recipes hold each: the ids of further ones end in "+1", "+2", ….
+    """
     try:
         media = (read_medium(Path(picture.file)),) if picture.file else ()
     except OSError as error:
         yield builder.Skip(picture.id, f"has no picture: {picture.file}: {error.strerror}; unpack the release's pictures there")
         return
-    yield Example(
-        id=picture.id,
-        source=picture.source,
-        media=media,
-        turns=builder.conversation(((asked.question, asked.answer) for asked in picture.asked), shown=bool(media)),
-        answers=picture.captions,
-        meta={**picture.meta, **own},
-    )
+    for number, start in enumerate(range(0, max(len(picture.asked), 1), QUESTIONS)):
+        asked = picture.asked[start : start + QUESTIONS]
+        yield Example(
+            id=f"{picture.id}+{number}" if number else picture.id,
+            source=picture.source,
+            media=media,
+            turns=builder.conversation(((one.question, one.answer) for one in asked), shown=bool(media)),
+            answers=picture.captions,
+            meta={**picture.meta, **({"questions": [one.own for one in asked]} if asked else {})},
+        )
 
 
 def read_medium(file: Path) -> Medium:

@@ -2,12 +2,14 @@
 
     python -m launch.train --config=experiments/instructblip/instruct.py --workdir=runs/instructblip
     python -m launch.train --config=experiments/instructblip/instruct.py:llm=flan_t5_xl --workdir=…
+    python -m launch.evaluate --config=experiments/instructblip/instruct.py:zero_shot --workdir=runs/instructblip
     launch/local.sh train --config=experiments/instructblip/instruct.py:tiny --workdir=runs/tiny-instruct     # any CPU
 
 It begins with `runs/blip2-stage2` of the same language model (`stage2=DIR` names another). Data sets are drawn by the square
 root of their sizes; the authors then lowered A-OKVQA's share and raised OK-VQA's by amounts that they do not give: half and
 twice here, `weight` in the table below. Every example takes an instruction drawn from the published ones, but those of LLaVA,
-which are instructions themselves and are taken as they are.
+which are instructions themselves and are taken as they are. With `zero_shot` the finished run is evaluated on eight more of
+the sets that were held out, beside GQA; VisDial and three sets of questions about videos are missing.
 
 Hardware: 16 A100 of 40 GB, a day and a half. Published zero-shot, Vicuna-7B: NoCaps 123.1 CIDEr, GQA 49.2, TextVQA 50.1,
 ScienceQA 60.5; Flan-T5-XL: 119.9, 48.4, 46.6, 70.4.
@@ -20,6 +22,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from experiments.blip2 import published
+from mmjax.decoding.published import PUBLISHED
 from mmjax.types.config import parse_arg
 
 AS_THEY_ARE = {"template": "instruction", "cleaning": ""}
@@ -39,10 +42,33 @@ HELD_IN: dict[str, dict[str, Any]] = {
     "llava_reasoning": AS_THEY_ARE,
 }
 
+CAPTION, ANSWER = PUBLISHED["instructblip"]["caption"], PUBLISHED["instructblip"]["vqa"]
+DESCRIBE = {"task": "caption", **CAPTION.options}
+HELD_OUT: dict[str, tuple[str, str, dict[str, Any]]] = {  # split, template, options
+    "nocaps": ("val", CAPTION.template, {**DESCRIBE, "tables": ["domain"]}),
+    "flickr30k": ("test", CAPTION.template, DESCRIBE),
+    "vizwiz": ("val", ANSWER.template, {"metric": "vqa_accuracy", **ANSWER.options}),
+    "textvqa": ("val", "vqa_ocr", {"metric": "textvqa_accuracy", **ANSWER.options}),
+    "scienceqa": ("test", "choices", {"task": "rank"}),
+    "iconqa": ("test", "choices_short", {"task": "rank"}),
+    "vsr": ("test", "statement", {"task": "rank"}),
+    "hateful_memes": ("dev_seen", "meme", {"task": "rank"}),
+}
+
+
+def held_out() -> dict[str, dict[str, Any]]:
+    """The evaluations on data sets of which nothing is learnt. Questions are cleaned as those of the training are."""
+    evaluations = {}
+    for name, (split, template, options) in HELD_OUT.items():
+        cleaning = "" if template == CAPTION.template else "blip2"
+        source = {"path": f"data/{name}", "builder": name, "split": split, "template": template, "cleaning": cleaning}
+        evaluations[name] = {"source": source, **options}
+    return evaluations
+
 
 def get_config(arg: str | None = None) -> ConfigDict:
-    """The experiment; arguments: llm, stage2 (a finished run), tiny."""
-    chosen = parse_arg(arg, llm="vicuna_7b", stage2="", tiny=False)
+    """The experiment; arguments: llm, stage2 (a finished run), zero_shot, tiny."""
+    chosen = parse_arg(arg, llm="vicuna_7b", stage2="", zero_shot=False, tiny=False)
     tiny = chosen.tiny
     source = published.earlier(chosen.stage2, "runs/blip2-stage2", tiny)
     encoder = published.image_encoder("eva_clip_g", 224, source=source, tiny=tiny)
@@ -86,6 +112,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
             "evaluations": {
                 "vqav2": published.questions("vqav2", "instructblip", tiny=tiny),
                 "gqa": published.questions("gqa", "instructblip", tiny=tiny),
+                **(held_out() if chosen.zero_shot else {}),
             },
         }
     )

@@ -309,6 +309,18 @@ def test_visual_genome_has_questions(tmp_path):
     assert example.media[0].data == (tmp_path / "raw/VG_100K_2/1.jpg").read_bytes()
 
 
+def test_many_questions_make_several_examples(tmp_path):
+    qas = [{"qa_id": n, "question": f"Question {n}?", "answer": str(n)} for n in range(19)]
+    files = GENOME | {"question_answers.json": [{"id": 1, "qas": qas}]}
+    examples = prepared("visual_genome_qa", tmp_path, files)["train"]
+    assert [example.id for example in examples] == [f"visual_genome_qa/train/1{end}" for end in ("", "+1", "+2")]
+    singles = [one for example in examples for one in single_questions(example)]
+    assert [(one.turns[0].text, *one.answers, one.meta["question_id"]) for one in singles] == [
+        (f"Question {n}?", str(n), n) for n in range(19)
+    ]
+    assert all(one.media == examples[0].media and one.turns[0].media == (0,) for one in singles)
+
+
 def test_flickr30k_has_karpathys_splits(tmp_path):
     def row(name, split):
         return {"filename": name, "imgid": 0, "split": split, "sentids": [0], "sentences": [{"raw": text} for text in FIVE]}

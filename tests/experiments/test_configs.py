@@ -13,6 +13,7 @@ import pytest
 from jax.sharding import Mesh
 
 from data_pipelines import BUILDERS
+from experiments.instructblip.instruct import HELD_OUT
 from mmjax.parallel.axes import batch_sharding
 from mmjax.parallel.mesh import MESH_AXES
 from mmjax.systems.objectives import make_objective
@@ -48,6 +49,7 @@ CONFIGS = [
     ("blip2.retrieval", ""),
     ("blip2.retrieval", "flickr30k"),
     ("instructblip.instruct", ""),
+    ("instructblip.instruct", "zero_shot"),
     ("instructblip.instruct", "llm=flan_t5_xl,tiny"),
     *((module, "tiny") for module in PUBLISHED),
 ]
@@ -89,6 +91,13 @@ def test_questions_are_never_evaluated_where_they_are_learnt():
         learnt = {(source.path, source.split) for source in experiment.stages["vqa"].data.mixture.values()}
         asked = experiment.evaluations["vqa"].source
         assert learnt and (asked.path, asked.split) not in learnt
+
+
+def test_what_is_held_out_is_never_learnt():
+    experiment = resolve("instructblip.instruct", "zero_shot")
+    learnt = {source.path for source in experiment.stages["instruct"].data.mixture.values()}
+    assert set(experiment.evaluations) == {"vqav2", "gqa", *HELD_OUT}
+    assert not learnt & {experiment.evaluations[name].source.path for name in ("gqa", *HELD_OUT)}
 
 
 def abstract_batch(stage) -> Batch:
