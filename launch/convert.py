@@ -1,9 +1,9 @@
-"""Converts: `python -m launch.convert --source=DIR --target=DIR [--to=hf|peft] [--base=DIR] [--pickle] [--part=NAME=PATH]…`.
+"""Converts: `python -m launch.convert --source=DIR --target=DIR [--to=hf|peft|lavis] [--pickle] [--part=NAME=PATH]…`.
 
 The source is a run's workdir, a model in Hugging Face layout (a directory or a hub id), a PEFT adapter, or a .pth file of
 LAVIS, of which `--part=llm=DIR --part=encoders.image=eva_vit_g.pth` name what it lacks. The target is a new
 directory that `transformers` loads, LoRA adapters merged (`--to=hf`), or that `peft` loads on the base model: the adapters
-together with every other weight that differs from the base's (`--to=peft`).
+together with every other weight that differs from the base's (`--to=peft`); or a new .pth file that LAVIS loads (`--to=lavis`).
 """
 
 from __future__ import annotations
@@ -18,12 +18,15 @@ from mmjax.types.errors import UserError
 SOURCE = flags.DEFINE_string(
     "source", None, "directory of a run, of a saved model or of an adapter, a hub id, or a LAVIS file", required=True
 )
-TARGET = flags.DEFINE_string("target", None, "directory to write, new or empty", required=True)
-TO = flags.DEFINE_enum("to", "hf", ["hf", "peft"], "layout of the target: a whole model, or an adapter of its base")
+TARGET = flags.DEFINE_string("target", None, "directory to write, new or empty; with --to=lavis a new file", required=True)
+TO = flags.DEFINE_enum("to", "hf", ["hf", "peft", "lavis"], "layout: a whole model, an adapter of its base, or a LAVIS file")
 BASE = flags.DEFINE_string("base", None, "base of the adapter that is read or written; default: the one that the source names")
 PICKLE = flags.DEFINE_bool("pickle", False, "read pickled weights (.bin, .pth); nothing but tensors is let through")
 PART = flags.DEFINE_multi_string(
     "part", [], "NAME=PATH of a part that a file of LAVIS lacks: llm, encoders.image, tokenizers.connector; may be repeated"
+)
+HEADS = flags.DEFINE_multi_string(
+    "heads", [], "PART=N, attention heads of encoders.image or connectors.image in a file of LAVIS; default: 16 and 12"
 )
 
 
@@ -36,17 +39,21 @@ def main() -> None:
     if wrong := [part for part in PART.value if not all(part.partition("="))]:
         raise UserError(f"--part={wrong[0]}: expected NAME=PATH, for example --part=llm=DIRECTORY")
     parts = dict(part.split("=", 1) for part in PART.value)
+    if wrong := [heads for heads in HEADS.value if not heads.partition("=")[2].isdigit()]:
+        raise UserError(f"--heads={wrong[0]}: expected PART=N, for example --heads=encoders.image=16")
+    heads = {part: int(count) for part, _, count in (heads.partition("=") for heads in HEADS.value)}
     target = Path(TARGET.value)
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+    if target.exists() and (TO.value == "lavis" or not target.is_dir() or any(target.iterdir())):
         raise UserError(f"--target={target}: exists and is not an empty directory; name a new one")
     import mmjax
 
     adapts = (Path(SOURCE.value) / "adapter_config.json").is_file()
-    model = mmjax.from_pretrained(SOURCE.value, base=BASE.value if adapts else None, pickle=PICKLE.value, parts=parts)
+    how = {"base": BASE.value if adapts else None, "pickle": PICKLE.value, "parts": parts, "heads": heads}
+    model = mmjax.from_pretrained(SOURCE.value, **how)
     base = None
     if TO.value == "peft" and (base := BASE.value or mmjax.interop.base_of(model)) is None:
         raise UserError("--to=peft: the source names no single base model; give --base=DIR")
-    export = mmjax.save_pretrained(model, target, base=base)
+    export = mmjax.interop.save_lavis(model, target) if TO.value == "lavis" else mmjax.save_pretrained(model, target, base=base)
     print(f"{export.architecture}, {'an adapter of ' + str(base) if base else 'the whole model'}")
     for file in export.files:
         print(f"{file.stat().st_size:>16,} bytes  {file}")

@@ -38,6 +38,7 @@ def from_pretrained(
     base: str | Path | None = None,
     pickle: bool = False,
     parts: Mapping[str, str] | None = None,
+    heads: Mapping[str, int] | None = None,
 ) -> Model:
     """Loads a model.
 
@@ -48,7 +49,8 @@ def from_pretrained(
       mesh: how to shard them; None = the default device.
       base: what an adapter adapts; None = what its config names.
       pickle: read pickled weights (.bin), of which nothing but tensors is let through.
-      parts: where the parts are that a file of LAVIS lacks, see `mmjax.interop.lavis.from_file`.
+      parts, heads: where the parts are that a file of LAVIS lacks, and the numbers of attention heads, which it does not tell:
+        see `mmjax.interop.lavis.from_file`.
 
     Returns:
       The model, with its processor where the directory has tokenizers.
@@ -60,7 +62,7 @@ def from_pretrained(
     from mmjax.types.files import is_workdir
 
     if Path(source).is_file():
-        return lavis.from_file(source, parts, dtype, mesh)
+        return lavis.from_file(source, parts, dtype, mesh, heads=heads)
     if is_workdir(source):
         return importlib.import_module("mmjax.training.run").load_model(source, dtype=dtype, mesh=mesh)
     return pretrained.from_pretrained(source, dtype=dtype, mesh=mesh, base=base, pickle=pickle)

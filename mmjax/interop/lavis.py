@@ -40,6 +40,7 @@ Names = tuple[tuple[str, str], ...]  # (regular expression over a Hugging Face k
 TOKENS = {"opt": {"end": "\n"}, "llama": {"begin": "</s>"}}
 HEADS = {"encoders.image": 16, "connectors.image": 12}
 TOWER = "visual_encoder."
+LN_VISION_EPS = 1e-5
 LLMS = ("opt_model.", "t5_model.", "llm_model.")
 PROJECTIONS = ("opt_proj", "t5_proj", "llm_proj")
 IGNORABLE = (
@@ -150,7 +151,7 @@ def tower_part(tensors: Mapping[str, Any], prefix: str, heads: int) -> Part:
         "ffn": tensors[f"{prefix}{block}.0.{up}.weight"].shape[0],
         "patch_size": patch,
         "image_size": patch * math.isqrt(positions - 1),
-        "final_eps": 1e-5,  # of ln_vision
+        "final_eps": LN_VISION_EPS,
     }
     if is_clip:
         part |= {"activation": "quick_gelu", "eps": 1e-5, "key_bias": True, "patch_bias": False, "pre_norm": True}
@@ -234,9 +235,11 @@ def from_file(
     Raises:
       UserError: a damaged file, a part that it lacks, weights that do not fit.
     """
-    sources = dict(sources or {})
+    sources, heads = dict(sources or {}), dict(heads or {})
+    if wrong := [name for name in heads if name not in HEADS]:
+        raise UserError(f"heads are told of {' and '.join(HEADS)}, not of {wrong[0]}")
     tensors = open_file(path)
-    parts, rows = contents(tensors, {**HEADS, **(heads or {})})
+    parts, rows = contents(tensors, HEADS | heads)
     needed = {"encoders.image": True, "llm": parts.get("connectors.image", {}).get("output_width", 0) > 0}
     parameters: Parameters = {}
     for name in (name for name, needs in needed.items() if needs and name not in parts):

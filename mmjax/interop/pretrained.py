@@ -58,10 +58,7 @@ def from_pretrained(
     Args:
       source: directory or hub id. It holds config.json and safetensors, and tokenizers where the model is to be used with
         text; or adapter_config.json and the adapter's weights, which stay adapters in the model.
-      dtype: of the parameters; None keeps that of the files.
-      mesh: each device gets its own slices, straight from the files; None = the default device.
-      base: what an adapter adapts; None = what its config names.
-      pickle: read pickled weights (.bin), of which nothing but tensors is let through.
+      dtype, mesh, base, pickle: as of `mmjax.from_pretrained`; each device gets its own slices, straight from the files.
       part: read the weights of this part alone, where the model has it, as the source of another model's; "" = all.
 
     Returns:

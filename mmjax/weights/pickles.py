@@ -1,4 +1,4 @@
-"""Torch's pickled weights (.bin), read without torch: tensors are mapped from the file, and nothing else can come out of it.
+"""Torch's pickled weights (.bin, .pth), without torch: read, tensors are mapped from the file, and nothing else can come out.
 
 A .bin file is a zip archive of uncompressed members: `*/data.pkl` builds a dictionary of tensors, `*/data/<key>` are the bytes
 of their storages. Unpickling runs what a file names, so only the names below exist: a file that asks for others is refused.
@@ -11,7 +11,7 @@ import pickle
 import struct
 import zipfile
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,9 @@ import ml_dtypes
 import numpy as np
 
 from mmjax.types import UserError
+from mmjax.types.files import replacing
 from mmjax.weights import safetensors
-from mmjax.weights.safetensors import Tensors
+from mmjax.weights.safetensors import Tensor, Tensors
 
 STORAGES = {
     "DoubleStorage": np.dtype("<f8"),
@@ -78,6 +79,47 @@ def read_file(path: str | Path, within: str = "") -> dict[str, np.ndarray]:
     if len(tensors) < len(loaded):
         raise UserError(f"{path}: {next(key for key in loaded if key not in tensors)!r} is no tensor; expected tensors by name")
     return tensors
+
+
+def write_file(path: str | Path, tensors: Mapping[str, Tensor], within: str) -> Path:
+    """Writes tensors as `torch.save({within: {name: tensor}}, path)` does; each is fetched when its turn comes."""
+    path = Path(path)
+    with replacing(path) as temporary, zipfile.ZipFile(temporary, "w") as archive:
+        archive.writestr("archive/data.pkl", _program(tensors, within))
+        archive.writestr("archive/byteorder", "little")
+        for key, tensor in enumerate(tensors.values()):
+            with archive.open(f"archive/data/{key}", "w", force_zip64=True) as file:
+                file.write(np.ascontiguousarray(tensor.load()).tobytes())
+        archive.writestr("archive/version", "3\n")
+    return path
+
+
+def _program(tensors: Mapping[str, Tensor], within: str) -> bytes:
+    """The pickle that builds the dictionary: it names torch's functions, which `pickle.dumps` writes only if torch is there."""
+    entries = (_constant(name) + _tensor(key, tensor) for key, (name, tensor) in enumerate(tensors.items()))
+    inner = pickle.EMPTY_DICT + pickle.MARK + b"".join(entries) + pickle.SETITEMS
+    outer = pickle.EMPTY_DICT + pickle.MARK + _constant(within) + inner + pickle.SETITEMS
+    return pickle.PROTO + b"\x02" + outer + pickle.STOP
+
+
+def _tensor(key: int, tensor: Tensor) -> bytes:
+    """_rebuild_tensor_v2(storage, offset, shape, strides, requires_grad, hooks)"""
+    kind = next(name for name, dtype in STORAGES.items() if dtype == tensor.dtype)
+    strides = tuple(math.prod(tensor.shape[axis + 1 :]) for axis in range(len(tensor.shape)))
+    storage = (_constant("storage"), _name("torch", kind), *map(_constant, (str(key), "cpu", math.prod(tensor.shape))))
+    hooks = _name("collections", "OrderedDict") + pickle.EMPTY_TUPLE + pickle.REDUCE
+    arguments = (*map(_constant, (0, tensor.shape, strides, False)), hooks)
+    values = pickle.MARK + b"".join(storage) + pickle.TUPLE + pickle.BINPERSID
+    given = pickle.MARK + values + b"".join(arguments) + pickle.TUPLE
+    return _name("torch._utils", "_rebuild_tensor_v2") + given + pickle.REDUCE
+
+
+def _constant(value: Any) -> bytes:
+    return pickle.dumps(value, 2)[2:-1]  # without its protocol and its end
+
+
+def _name(module: str, name: str) -> bytes:
+    return pickle.GLOBAL + f"{module}\n{name}\n".encode()
 
 
 def _stored(data: np.ndarray, member: zipfile.ZipInfo) -> np.ndarray:

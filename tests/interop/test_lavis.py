@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -11,8 +12,10 @@ import torch
 import transformers
 
 import mmjax
-from mmjax.interop import hf_forward
-from mmjax.types import UserError
+from mmjax.interop import hf_forward, save_lavis
+from mmjax.interop.pretrained import resolved_parts
+from mmjax.systems.parts import build_definition
+from mmjax.types import Model, UserError
 from tests.interop import tiny
 
 TOLERANCE = {"rtol": 0, "atol": 1e-4}
@@ -62,8 +65,8 @@ def of(tensors, *prefixes):
 def make(directory, kind, text, **more):
     """A Hugging Face model whose norm after the tower has LAVIS's eps."""
     prefix = "Blip2" if kind.startswith("Blip2") else "InstructBlip"
-    qformer = {**QFORMER, **more.pop("qformer", {})}
-    parts = {"vision_config": VISION, "qformer_config": qformer, "text_config": text, "num_query_tokens": tiny.QUERIES}
+    qformer, vision = {**QFORMER, **more.pop("qformer", {})}, {**VISION, **more.pop("vision", {})}
+    parts = {"vision_config": vision, "qformer_config": qformer, "text_config": text, "num_query_tokens": tiny.QUERIES}
     config = getattr(transformers, f"{prefix}Config")(**parts, image_token_index=tiny.PLACEHOLDER, **more)
     reference = tiny.draw(getattr(transformers, kind)(config), directory)
     reference.vision_model.post_layernorm.eps = 1e-5
@@ -73,10 +76,11 @@ def make(directory, kind, text, **more):
 OPT, LLAMA, T5 = ({"model_type": name, **sizes} for name, sizes in (("opt", tiny.OPT), ("llama", tiny.LLAMA), ("t5", tiny.T5)))
 
 
-def make_stage1(directory, vocab):
+def make_stage1(directory, vocab, *, vision=None, qformer=None):
     """A retrieval model, and its tensors with what only LAVIS keeps, in a training run's file."""
-    more = {"use_qformer_text_input": True, "vocab_size": vocab}
-    reference = make(directory, "Blip2ForImageTextRetrieval", OPT, qformer=more, image_text_hidden_size=7)
+    more = {"use_qformer_text_input": True, "vocab_size": vocab, **(qformer or {})}
+    kind = "Blip2ForImageTextRetrieval"
+    reference = make(directory, kind, OPT, qformer=more, vision=vision or {}, image_text_hidden_size=7)
     width, head = QFORMER["hidden_size"], "Qformer.cls.predictions"
     bias = torch.randn(vocab)
     tensors = to_lavis(reference) | {
@@ -124,6 +128,23 @@ def test_stage_one_is_read_whole(stage1, tmp_path, caplog):
     assert all(torch.equal(again.state_dict()[key], value) for key, value in reference.state_dict().items())
 
 
+def same_file(path, expected):
+    """Whether LAVIS would find in a file these tensors, all of them and equal to the byte."""
+    got = torch.load(path, weights_only=True)["model"]
+    assert got.keys() == expected.keys(), got.keys() ^ expected.keys()
+    assert all(got[key].dtype == value.dtype and torch.equal(got[key], value) for key, value in expected.items())
+
+
+def test_stage_one_is_written_whole(stage1, tmp_path):
+    path, _, tensors = stage1
+    model = mmjax.from_pretrained(path)
+    export = save_lavis(model, tmp_path / "again.pth")
+    assert export.left_out == () and export.architecture == "LAVIS"
+    same_file(tmp_path / "again.pth", tensors)
+    again = mmjax.from_pretrained(tmp_path / "again.pth")
+    assert all(np.array_equal(again.parameters[name], value) for name, value in model.parameters.items())
+
+
 STAGE2 = {
     "opt": ("Blip2ForConditionalGeneration", OPT, "opt_", "blip2"),
     "t5": ("Blip2ForConditionalGeneration", T5, "t5_", "blip2_t5"),
@@ -154,6 +175,10 @@ def test_whole_and_trimmed_files_give_the_logits_of_transformers(tmp_path, varia
         assert model.config["absent"] == ()
         got = hf_forward(model, {**arrays, "input_ids": np.where(arrays["input_ids"] == 49, -1, arrays["input_ids"])})
         np.testing.assert_allclose(got["logits"][read], expected[read], **TOLERANCE)
+    export = save_lavis(model, tmp_path / "again.pth")
+    assert export.left_out == ("llm",)
+    buffers = {"Qformer.bert.embeddings.position_ids": torch.arange(32 if "instruct" in inputs else 512)[None]}
+    same_file(tmp_path / "again.pth", buffers | {k: v for k, v in tensors.items() if not k.startswith(f"{prefix}model.")})
     export = mmjax.save_pretrained(model, tmp_path / "hf")
     assert export.architecture == kind and export.left_out == ()
     again, report = type(reference).from_pretrained(tmp_path / "hf", output_loading_info=True)
@@ -161,6 +186,42 @@ def test_whole_and_trimmed_files_give_the_logits_of_transformers(tmp_path, varia
     assert all(torch.equal(again.state_dict()[key], value) for key, value in reference.state_dict().items())
     with pytest.raises(UserError, match=r"trimmed.pth holds no encoders.image; say where it is: --part=encoders.image=PATH"):
         mmjax.from_pretrained(tmp_path / "trimmed.pth", parts={"llm": sources["llm"]})
+
+
+def test_heads_are_told_where_no_tensor_tells_them(tmp_path):
+    """Vision 2, Q-Former 4 heads: another number computes something else."""
+    path, reference, tensors = make_stage1(tmp_path, 40, vision={"num_attention_heads": 2}, qformer={"num_attention_heads": 4})
+    arrays = {**tiny.inputs("retrieval"), "use_image_text_matching_head": True}
+    expected = tiny.outputs(reference, arrays)["logits_per_image"]
+    arrays |= {key: arrays[key][:, tiny.QUERIES :] for key in ("input_ids", "attention_mask")}
+    told = mmjax.from_pretrained(path, heads={"encoders.image": 2, "connectors.image": 4})
+    np.testing.assert_allclose(hf_forward(told, arrays)["logits_per_image"], expected, **TOLERANCE)
+    assert np.abs(hf_forward(mmjax.from_pretrained(path), arrays)["logits_per_image"] - expected).max() > 0.01
+    with pytest.raises(UserError, match="heads are told of encoders.image and connectors.image, not of llm"):
+        mmjax.from_pretrained(path, heads={"llm": 4})
+
+
+def test_a_clip_tower_goes_into_a_file_and_back(tmp_path):
+    tower = {"width": 32, "layers": 2, "heads": 4, "ffn": 40, "patch_size": 7, "image_size": 28, "activation": "quick_gelu"}
+    tower |= {"key_bias": True, "patch_bias": False, "pre_norm": True, "eps": 1e-5, "final_eps": 1e-5}
+    qformer = {"width": 24, "layers": 2, "heads": 2, "ffn": 48, "queries": 3, "encoder_width": 32, "output_width": 0}
+    qformer |= {"vocab": 40, "max_positions": 16, "stage1": True, "projection": 7}
+    parts = {"encoders.image": {"family": "vit", **tower}, "connectors.image": {"family": "qformer", **qformer}}
+    definition = build_definition(parts)
+    model = Model(definition, definition.initialise(jax.random.key(0)), None, {"parts": parts})
+    assert save_lavis(model, tmp_path / "x.pth").left_out == ()
+    names = {"visual_encoder.transformer.resblocks.1.attn.in_proj_bias", "visual_encoder.ln_pre.bias", "ln_vision.bias"}
+    assert names <= set(torch.load(tmp_path / "x.pth", weights_only=True)["model"])
+    again = mmjax.from_pretrained(tmp_path / "x.pth", heads={"encoders.image": 4, "connectors.image": 2})
+    assert again.config["absent"] == () and resolved_parts(again) == resolved_parts(model)
+    assert all(np.array_equal(again.parameters[name], value) for name, value in model.parameters.items())
+
+
+def test_what_lavis_has_not_is_not_written_as_its_file(tmp_path):
+    tiny.make("opt", tmp_path)
+    with pytest.raises(UserError, match="LAVIS's files hold a Q-Former, which this model has not"):
+        save_lavis(mmjax.from_pretrained(tmp_path), tmp_path / "x.pth")
+    assert not (tmp_path / "x.pth").exists()
 
 
 def test_the_tower_of_clip_loses_its_last_block(tmp_path):

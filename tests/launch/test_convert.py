@@ -170,3 +170,15 @@ def test_a_trimmed_file_of_lavis_with_its_parts(tmp_path, capsys):
     assert capsys.readouterr().out.splitlines()[0] == "Blip2ForConditionalGeneration, the whole model"
     before, after = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "new"))
     assert {key: value.tobytes() for key, value in before.items()} == {key: value.tobytes() for key, value in after.items()}
+
+
+def test_a_file_that_lavis_loads(tmp_path, capsys):
+    _, reference, tensors = test_lavis.make_stage1(tmp_path, 40)
+    file, new = tmp_path / "blip2_pretrained.pth", tmp_path / "new.pth"
+    with pytest.raises(UserError, match="--heads=llm: expected PART=N"):
+        convert(f"--source={file}", f"--target={new}", "--pickle", "--to=lavis", "--heads=llm")
+    convert(f"--source={file}", f"--target={new}", "--pickle", "--to=lavis", "--heads=connectors.image=12")
+    assert capsys.readouterr().out.splitlines()[0] == "LAVIS, the whole model"
+    test_lavis.same_file(new, tensors)
+    with pytest.raises(UserError, match=f"--target={new}: exists"):
+        convert(f"--source={file}", f"--target={new}", "--pickle", "--to=lavis")

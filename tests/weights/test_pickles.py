@@ -11,13 +11,30 @@ import pytest
 import torch
 
 from mmjax.types import UserError
-from mmjax.weights.pickles import open_directory, read_file
+from mmjax.weights.pickles import open_directory, read_file, write_file
+from mmjax.weights.safetensors import Tensor
 
 DTYPES = ("float64", "float32", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8", "bool")
 
 
 def bits(tensor):
     return tensor.detach().contiguous().flatten().view(torch.uint8).numpy().tobytes() if tensor.numel() else b""
+
+
+def test_what_is_written_is_what_torch_saves(tmp_path):
+    torch.manual_seed(0)
+    values = {name: (torch.randn(3, 5) * 4).to(getattr(torch, name)) for name in DTYPES}
+    values |= {"scalar": torch.tensor(2.5), "empty": torch.zeros(0, 3), "long": torch.arange(70000), "ä.b": torch.ones(1, 2, 3)}
+    torch.save({"model": values}, tmp_path / "theirs.pth")
+    arrays = read_file(tmp_path / "theirs.pth", within="model")
+    tensors = {key: Tensor(array.shape, array.dtype, lambda array=array: array) for key, array in arrays.items()}
+    write_file(tmp_path / "ours.pth", tensors, "model")
+    again = torch.load(tmp_path / "ours.pth", weights_only=True)["model"]
+    assert again.keys() == values.keys()
+    for key, value in values.items():
+        assert again[key].dtype == value.dtype and again[key].stride() == value.stride() and torch.equal(again[key], value)
+    mapped = torch.load(tmp_path / "ours.pth", weights_only=True, mmap=True)["model"]
+    assert torch.equal(mapped["long"], values["long"])
 
 
 def test_every_dtype_and_stride_comes_back(tmp_path):
