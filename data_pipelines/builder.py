@@ -86,8 +86,10 @@ class ExampleBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         )
 
     def _split_generators(self, dl_manager):
-        # TFDS refuses a split without records.
-        return {split: self._generate_examples(split, items) for split, items in self.items().items() if items}
+        splits = {split: items for split, items in self.items().items() if items}  # TFDS refuses a split without records
+        if not splits:
+            raise UserError(f"{self.name}: --raw={self.raw} holds not one example")
+        return {split: self._generate_examples(split, items) for split, items in splits.items()}
 
     def _generate_examples(self, split: str, items: Sequence[Any]):  # type: ignore[override]  # TFDS leaves the arguments to us
         items = items[: self.limit] if self.limit else items
@@ -103,7 +105,7 @@ class ExampleBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
                     number += 1
                     if number == self.limit:
                         return
-                progress.update(task, completed=min(number, len(items)))
+                progress.advance(task, self.chunk)
         if not number:
             raise UserError(f"{self.name}: the split {split} has {len(items)} items, and not one gives an example")
 
@@ -173,4 +175,4 @@ def write(
             file.rename(out / file.name)
     if instance.skipped:
         (out / SKIPPED).write_text("".join(f"{json.dumps(skip._asdict(), ensure_ascii=False)}\n" for skip in instance.skipped))
-        logging.warning("%d examples are left out; %s says which and why", len(instance.skipped), SKIPPED)
+        logging.warning("examples left out: %d; %s says which and why", len(instance.skipped), SKIPPED)

@@ -209,10 +209,10 @@ def read_json(file: Path) -> Any:
 def read_rows(file: Path) -> list[Any]:
     """The rows of a JSON list, or of a file of one JSON object a line."""
     with reading(file):
-        text = file.read_text(encoding="utf-8")
+        text = file.read_text(encoding="utf-8-sig")  # with or without a mark at its beginning
         if text.lstrip().startswith("["):
             return json.loads(text)
-        return [json.loads(line) for line in text.splitlines() if line.strip()]
+        return [json.loads(line) for line in text.split("\n") if line.strip()]
 
 
 def most_frequent(answers: Sequence[str]) -> str:

@@ -420,6 +420,8 @@ def test_hateful_memes_leaves_out_what_has_no_label(tmp_path):
     [
         ('[{"a": 1},\n {"b": "[é"}]', [{"a": 1}, {"b": "[é"}]),
         ('\n {"a": 1}\n\n{"b": 2}', [{"a": 1}, {"b": 2}]),
+        ('{"a": "one\u2028line"}\r\n{"b": 2}\r\n', [{"a": "one\u2028line"}, {"b": 2}]),
+        ('\ufeff[{"a": 1}]', [{"a": 1}]),
         (" []", []),
     ],
 )
@@ -452,6 +454,7 @@ def test_names_that_leave_a_release():
         ("visual_genome_qa", GENOME | {"question_answers.json": [{"id": 2, "qas": []}]}, "the key 2 is missing"),
         ("flickr30k", {"dataset_flickr30k.json": '{"im'}, "dataset_flickr30k.json is no whole JSON file"),
         ("vsr", {"splits/zeroshot/dev.jsonl": '{"image": "a.jpg"}'}, "dev.jsonl is not the file.*'relation' is missing"),
+        ("hateful_memes", {"test_seen.jsonl": '{"id": 1, "img": "img/1.png", "text": ""}'}, "raw holds not one example"),
         ("iconqa", {"problems.json": {}}, "expected problems.json and pid_splits.json"),
         ("pope", {"coco_pope_random.json": '{"question_id": 1}\n{"que'}, "coco_pope_random.json"),
     ],
