@@ -114,7 +114,7 @@ def exchanges(example: Example) -> Iterator[tuple[str, tuple[int, ...], str | No
 
 
 def single_questions(example: Example) -> list[Example]:
-    """Splits an example into one per question, each with its media and answers, for evaluation.
+    """Splits an example into one per question, each with the media shown until then and its answers, for evaluation.
 
     Args:
       example: `meta["questions"]`, where there, holds for each question a mapping of what is its own: "answers" (all that are
@@ -131,10 +131,16 @@ def single_questions(example: Example) -> list[Example]:
         facts = {**({"kind": kinds[number]} if number < len(kinds) else {}), **(own[number] if number < len(own) else {})}
         last = number == len(asked) - 1
         answers = facts.pop("answers", None) or (example.answers if last else ()) or (() if answer is None else (answer,))
-        turn = Turn("user", (*(Part(medium=index) for index in media), Part(text=question)))
+        shown = sorted(set(media))
+        turn = Turn("user", (*(Part(medium=shown.index(index)) for index in media), Part(text=question)))
         singles.append(
             dataclasses.replace(
-                example, id=f"{example.id}#{number}", turns=(turn,), answers=tuple(answers), meta={**meta, **facts}
+                example,
+                id=f"{example.id}#{number}",
+                media=tuple(example.media[index] for index in shown),
+                turns=(turn,),
+                answers=tuple(answers),
+                meta={**meta, **facts},
             )
         )
     return singles

@@ -55,7 +55,7 @@ def as_examples(
       images, audios, videos: one list of media per prompt; they are placed before its text, in this order.
 
     Raises:
-      UserError: as many lists as prompts were expected, or media came with an Example.
+      UserError: as many lists as prompts were expected, media came with an Example, or it has some that it shows nowhere.
     """
     if isinstance(examples, Example | str):
         examples = [examples]
@@ -77,6 +77,12 @@ def as_examples(
             return ask(example, *media, id=f"prompt {number}")
         if media:
             raise UserError(f"example {example.id!r}: media belong into the Example; images=… goes with plain prompts")
+        asks, shown = any(turn.role == "user" for turn in example.turns), {i for turn in example.turns for i in turn.media}
+        if asks and (hidden := sorted(set(range(len(example.media))) - shown)):
+            raise UserError(
+                f"example {example.id!r}: {len(example.media)} media, of which no part of a turn shows {hidden}; write "
+                "Part(medium=…) where they stand"
+            )
         return example
 
     return [convert(number, example) for number, example in enumerate(examples)]

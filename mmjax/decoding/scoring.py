@@ -43,6 +43,7 @@ def score(
     continuations: Sequence[str] | Sequence[Sequence[str]],
     *,
     images: Sequence[Any] | None = None,
+    videos: Sequence[Any] | None = None,
     template: str | None = None,
     batch_size: int = 64,
     end: bool = True,
@@ -52,7 +53,7 @@ def score(
 
     Args:
       model: a Model.
-      examples, images, template: the prompts, as `generate` takes them.
+      examples, images, videos, template: the prompts, as `generate` takes them.
       continuations: one per example, or a list of candidates per example. Where neither brings white space, a space is
         put between prompt and continuation.
       batch_size: rows scored at once.
@@ -65,7 +66,7 @@ def score(
     Raises:
       UserError: another number of continuations than of examples, or a text beyond the positions of the language model.
     """
-    asked, model = as_examples(examples, images=images), writer_of(model)
+    asked, model = as_examples(examples, images=images, videos=videos), writer_of(model)
     if isinstance(continuations, str):
         continuations = [continuations]
     if len(continuations) != len(asked):

@@ -14,12 +14,12 @@ import numpy as np
 from jax.sharding import Mesh
 
 from mmjax.interop import adapter_reader, adapter_writer, adapters, hub, processors
-from mmjax.interop.blip2 import placeholder_id, placeholder_key
+from mmjax.interop import inputs as inputs_of_class
 from mmjax.interop.registry import ARCHITECTURES, choose, recognise
 from mmjax.layers.lora import add_lora, is_factor, lora_scales, merge_lora
 from mmjax.layers.parameters import Definition, Parameters, define
 from mmjax.parallel.axes import shardings
-from mmjax.systems.parts import PROVENANCE, build, config_dict, part_config, reads_source
+from mmjax.systems.parts import PROVENANCE, build, config_dict, part_config
 from mmjax.types import UserError
 from mmjax.types.config import suggest
 from mmjax.types.model import Model
@@ -232,17 +232,13 @@ def hf_forward(model: Model, inputs: Mapping[str, Any]) -> dict[str, np.ndarray 
       That class's outputs under their names, as float32.
 
     Raises:
-      UserError: an id outside the vocabulary, a row with another number of placeholders than soft tokens, a text or picture
-        of a size that the model does not read.
+      UserError: inputs that are missing or do not belong together, an id outside the vocabulary, a row with another number of
+        placeholders than soft tokens, a text or picture of a size that the model does not read.
     """
     name, config = describe(model)
     arrays = {key: np.asarray(value) for key, value in inputs.items() if not isinstance(value, bool) and value is not None}
     flags = {key: value for key, value in inputs.items() if isinstance(value, bool)}
-    parts = resolved_parts(model)
-    if "connectors.image" in parts and "llm" in parts:
-        arrays = _with_placeholders(arrays, placeholder_id(config), parts["connectors.image"]["queries"])
-    _check_inputs(arrays, config, parts)
-    _check_pixels(arrays.get("pixel_values"), parts.get("encoders.image"), flags.get("interpolate_pos_encoding", False))
+    arrays = inputs_of_class.checked(arrays, flags, config, resolved_parts(model))
 
     def forward(parameters: Parameters, arrays: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
         return ARCHITECTURES[name].forward(model.definition.bind(parameters), {**arrays, **flags}, config)
@@ -250,68 +246,3 @@ def hf_forward(model: Model, inputs: Mapping[str, Any]) -> dict[str, np.ndarray 
     compiled = model.cache.setdefault(("interop.hf_forward", tuple(sorted(flags.items()))), jax.jit(forward))
     outputs = compiled(model.parameters, arrays)
     return jax.tree.map(lambda value: np.asarray(value, np.float32), jax.device_get(outputs))
-
-
-def _with_placeholders(arrays: dict[str, np.ndarray], placeholder: int, queries: int) -> dict[str, np.ndarray]:
-    """The inputs with a placeholder for each soft token in front of each row, unless a row has some."""
-    tokens, pixels = arrays.get("input_ids"), arrays.get("pixel_values")
-    if tokens is None or pixels is None or (tokens == placeholder).any():
-        return arrays
-    slots = np.full((len(tokens), queries * _frames(pixels)), placeholder, tokens.dtype)
-    arrays = {**arrays, "input_ids": np.concatenate([slots, tokens], 1)}
-    if "attention_mask" in arrays:
-        mask = arrays["attention_mask"]
-        arrays["attention_mask"] = np.concatenate([np.ones_like(slots, mask.dtype), mask], 1)
-    return arrays
-
-
-def _frames(pixels: np.ndarray) -> int:
-    """Pictures of a row."""
-    return pixels.shape[1] if pixels.ndim == 5 else 1
-
-
-def _check_inputs(arrays: Mapping[str, np.ndarray], config: Mapping[str, Any], parts: Mapping[str, Any]) -> None:
-    connector, llm, text = (parts.get(name) for name in ("connectors.image", "llm", "encoders.text"))
-    placeholder = placeholder_id(config) if connector else -1
-    needed = {
-        "input_ids": llm or connector or text,
-        "pixel_values": parts.get("encoders.image"),
-        "decoder_input_ids": reads_source(parts) and llm and llm["decoder_layers"],
-        "qformer_input_ids": llm and connector and connector["vocab"],
-    }
-    if missing := [name for name, reads in needed.items() if reads and name not in arrays]:
-        raise UserError(f"inputs lack {' and '.join(missing)}; there are {', '.join(arrays) or 'none'}")
-    reader = llm or connector or text or {}
-    sizes = {
-        "input_ids": reader.get("vocab", 0),
-        "decoder_input_ids": reader.get("vocab", 0),
-        "qformer_input_ids": connector["vocab"] if connector else 0,
-        "token_type_ids": reader.get("token_types", 0),
-    }
-    for name, size in sizes.items():
-        ids = arrays.get(name)
-        if ids is not None and ids.size and not ((ids == placeholder) | ((ids >= 0) & (ids < size))).all():
-            raise UserError(f"{name}: expected ids from 0 to {size - 1}, got {ids.min()} … {ids.max()}")
-    if connector and llm:
-        counts = (arrays["input_ids"] == placeholder).sum(1)
-        if (counts != (wanted := connector["queries"] * _frames(arrays["pixel_values"]))).any():
-            raise UserError(
-                f"input_ids: expected {wanted} placeholders ({placeholder_key(config)}={placeholder}) in each row, "
-                f"got {counts.tolist()}"
-            )
-    if text:
-        longest = part_config("encoders.text", text).max_length
-        if arrays["input_ids"].shape[1] > longest:
-            raise UserError(f"input_ids: expected at most {longest} tokens in each row, got {arrays['input_ids'].shape[1]}")
-
-
-def _check_pixels(pixels: np.ndarray | None, vision: Mapping[str, Any] | None, resized: bool) -> None:
-    """Pictures have the size of the positions, unless these are resized to them."""
-    if pixels is None or vision is None or resized:
-        return
-    side = vision["image_size"]
-    if pixels.ndim not in (4, 5) or pixels.shape[-3:] != (3, side, side):
-        raise UserError(
-            f"pixel_values: expected [b, 3, {side}, {side}], got {list(pixels.shape)}; interpolate_pos_encoding=True takes "
-            "pictures of another size"
-        )

@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 
 from mmjax.data.templates import TEMPLATES, MediumSlot, Piece, Segment, Special, draw, single_questions, template
-from mmjax.types import Example, Part, Turn, UserError
+from mmjax.types import Example, Medium, Part, Turn, UserError
 
 
 def text(segment: Segment) -> str:
@@ -106,6 +106,18 @@ def test_single_questions(example):
     assert (first.id, second.id) == ("world/train/2#0", "world/train/2#1")
     assert second.answers == ("3",) and second.meta["kind"] == "count"
     assert TEMPLATES["question_answer"].prompt(second, 0) == TEMPLATES["question_answer"].prompt(example(2), 0)
+
+
+def test_a_question_has_the_media_shown_until_then():
+    media = tuple(Medium("image", bytes([n])) for n in range(2))
+    shown = [(), (1,), (0,)]
+    turns = []
+    for number, own in enumerate(shown):
+        turns.append(Turn("user", (*(Part(medium=index) for index in own), Part(text=f"{number}?"))))
+        turns.append(Turn("assistant", (Part(text="yes"),)))
+    singles = single_questions(Example("e", media=media, turns=tuple(turns)))
+    assert [[medium.data for medium in one.media] for one in singles] == [[], [b"\x01"], [b"\x00", b"\x01"]]
+    assert [one.turns[0].media for one in singles] == [(), (0,), (1, 0)]
 
 
 def test_most_frequent_answer_is_learnt():

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mmjax.decoding import Answer, generate
+from mmjax.decoding import Answer, generate, score
 from mmjax.decoding.generate import cut
-from mmjax.types import UserError
+from mmjax.types import Example, Medium, Part, Turn, UserError
 from tests.decoding.world import make_example, pixels, png
 
 PROMPT = "Question: What colour is there? Answer:"
@@ -42,6 +42,13 @@ def test_pictures_change_answers_and_batches_do_not(model):
     drawn = generate(model, examples, template="question_answer", max_new_tokens=4, do_sample=True, seed=3, batch_size=4)
     alone = generate(model, examples[5:9], template="question_answer", max_new_tokens=4, do_sample=True, seed=8)
     assert drawn[5].tokens == alone[0].tokens
+
+
+def test_a_medium_that_no_turn_shows_is_told(model):
+    hidden = Example("x", media=(Medium("image", pixels(0)),) * 2, turns=(Turn("user", (Part(medium=0), Part(text="How?"))),))
+    for ask in (lambda: generate(model, hidden), lambda: score(model, hidden, "red")):
+        with pytest.raises(UserError, match=r"example 'x': 2 media, of which no part of a turn shows \[1\]"):
+            ask()
 
 
 def test_streamed_pieces_join_to_the_answer(model):

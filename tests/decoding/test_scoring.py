@@ -48,6 +48,12 @@ def test_the_loss_of_training_on_videos_is_the_score_of_their_answers(model):
     assert np.abs(score(model, other, asked, template="question_answer") - trained).max() > 1e-3, "frames have an order"
 
 
+def test_videos_are_scored_as_prompts_of_strings_too(model):
+    clip = np.stack([pixels(frame) for frame in range(4)])
+    by_frame = score(model, ["How many?"], ["red"], images=[list(clip)])
+    np.testing.assert_array_equal(score(model, ["How many?"], ["red"], videos=[[clip]]), by_frame)
+
+
 def test_a_text_beyond_the_learned_positions_is_refused():
     parts = {"llm": {"family": "opt", "vocab": 25, "width": 16, "layers": 1, "heads": 2, "ffn": 32, "max_positions": 8}}
     definition = build_definition(parts)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import re
 
 import jax
 import jax.numpy as jnp
@@ -308,3 +309,48 @@ def test_inputs_are_checked(models, tmp_path):
         hf_forward(video, {**arrays, "pixel_values": arrays["pixel_values"][:, 1:]})
     with pytest.raises(UserError, match="inputs lack decoder_input_ids and qformer_input_ids; there are input_ids, "):
         hf_forward(video, {key: arrays[key] for key in ("input_ids", "pixel_values")})
+
+
+def test_inputs_that_do_not_belong_together_are_told(models):
+    model, arrays = mmjax.from_pretrained(models("blip2")[0]), tiny.inputs("blip2")
+    bad = {
+        "input_ids=2, pixel_values=3": {"pixel_values": np.repeat(arrays["pixel_values"], 2, 0)[:3]},
+        "input_ids=2, pixel_values=1": {"pixel_values": arrays["pixel_values"][:1]},
+        "input_ids=2, pixel_values=4": {"pixel_values": np.repeat(arrays["pixel_values"], 2, 0)},
+        "pixel_values: expected [b, 3, 28, 28], got [2, 3, 28, 27]": {"pixel_values": arrays["pixel_values"][..., 1:]},
+        "pixel_values: expected [b, 3, 28, 28], got [3, 28, 28]": {"pixel_values": arrays["pixel_values"][0]},
+        "at least one patch, 14 × 14": {"pixel_values": arrays["pixel_values"][..., 20:], "interpolate_pos_encoding": True},
+        "attention_mask: expected [2, 10], the shape of input_ids, got [2, 9]": {
+            "attention_mask": arrays["attention_mask"][:, 1:]
+        },
+        "input_ids: expected whole numbers [rows, tokens], got float64 [2, 10]": {
+            "input_ids": arrays["input_ids"].astype(float)
+        },
+        "input_ids: expected whole numbers [rows, tokens], got int64 [10]": {"input_ids": arrays["input_ids"][0]},
+        "position_ids: expected [2, 10], the shape of input_ids, got [1, 3]": {"position_ids": np.arange(3)[None]},
+    }
+    for message, change in bad.items():
+        with pytest.raises(UserError, match=re.escape(message)) as error:
+            hf_forward(model, {**arrays, **change})
+        assert "\n" not in str(error.value)
+    instructed, arrays = mmjax.from_pretrained(models("instructblip_t5")[0]), tiny.inputs("instructblip_t5")
+    query, mask = arrays["qformer_input_ids"], arrays["qformer_attention_mask"]
+    bad = {
+        "qformer_input_ids: expected at most 32 tokens in each row, got 35": {
+            "qformer_input_ids": np.tile(query, 7), "qformer_attention_mask": np.tile(mask, 7),
+        },
+        "input_ids=2, pixel_values=2, decoder_input_ids=2, qformer_input_ids=1": {
+            "qformer_input_ids": query[:1], "qformer_attention_mask": mask[:1],
+        },
+        "qformer_attention_mask: expected [2, 5]": {"qformer_attention_mask": mask[:, 1:]},
+        "decoder_attention_mask: expected [2, 5]": {"decoder_attention_mask": arrays["decoder_attention_mask"][:1]},
+    }  # fmt: skip
+    for message, change in bad.items():
+        with pytest.raises(UserError, match=re.escape(message)):
+            hf_forward(instructed, {**arrays, **change})
+    retrieval, arrays = mmjax.from_pretrained(models("retrieval")[0]), tiny.inputs("retrieval")
+    long = {key: np.concatenate([arrays[key], np.ones((2, 30), int)], 1) for key in ("input_ids", "attention_mask")}
+    with pytest.raises(UserError, match="input_ids: expected at most 35 tokens in each row, got 38"):
+        hf_forward(retrieval, {**arrays, **long})
+    with pytest.raises(UserError, match="input_ids=2, pixel_values=1"):
+        hf_forward(retrieval, {**arrays, "pixel_values": arrays["pixel_values"][:1], "use_image_text_matching_head": True})

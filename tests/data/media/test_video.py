@@ -27,6 +27,15 @@ def encode(count, container="mp4", codec="mpeg4"):
     return file.getvalue()
 
 
+def mp4(codec, **stream):
+    """A file with one stream in which nothing comes."""
+    file = io.BytesIO()
+    with av.open(file, "w", format="mp4") as output:
+        output.add_stream(codec, **stream)
+        output.start_encoding()
+    return file.getvalue()
+
+
 @pytest.mark.parametrize(("container", "codec"), [("mp4", "mpeg4"), ("matroska", "libx264"), ("avi", "mpeg4")])
 def test_frames_are_evenly_spaced(container, codec):
     data = encode(11, container, codec)
@@ -68,6 +77,10 @@ def test_what_is_no_video_is_told_in_one_line(monkeypatch):
             with pytest.raises(ImageError, match="clip: ") as error:
                 sample_frames(value, name="clip")
             assert error.value.reason == reason and "\n" not in str(error.value)
+    for empty in (mp4("aac", rate=8000), mp4("mpeg4", rate=5, width=32, height=48, pix_fmt="yuv420p")):
+        with pytest.raises(ImageError, match="clip: .* no .*(frames|video stream)") as error:
+            sample_frames(empty, name="clip")
+        assert error.value.reason == "no frames"
     monkeypatch.setattr(video, "MAX_FRAMES", 10)
     with pytest.raises(ImageError, match="more than 10 frames"):
         sample_frames(data)
