@@ -50,8 +50,11 @@ def conversation(questions: Iterable[tuple[str, str]], shown: bool = True) -> tu
 
 
 def encode(example: Example | Skip) -> Iterator[bytes | Skip]:
-    """The last step of every data set."""
-    yield example if isinstance(example, Skip) else encode_example(example)
+    """The last step of every data set. Some text of the world cannot be stored: halves of surrogate pairs, for example."""
+    try:
+        yield example if isinstance(example, Skip) else encode_example(example)
+    except ValueError as error:
+        yield Skip(example.id, f"cannot be stored: {error}")
 
 
 class ExampleBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
@@ -174,5 +177,5 @@ def write(
         for file in Path(instance.data_dir).iterdir():
             file.rename(out / file.name)
     if instance.skipped:
-        (out / SKIPPED).write_text("".join(f"{json.dumps(skip._asdict(), ensure_ascii=False)}\n" for skip in instance.skipped))
+        (out / SKIPPED).write_text("".join(f"{json.dumps(skip._asdict())}\n" for skip in instance.skipped))
         logging.warning("examples left out: %d; %s says which and why", len(instance.skipped), SKIPPED)

@@ -115,16 +115,17 @@ def _sample(tar: tarfile.TarFile, name: str, members: list[tarfile.TarInfo], sou
             return builder.Skip(name, f"has a file of {member.size:,} bytes; the limit is {MAX_BYTES:,}")
     try:
         facts = json.loads(_read(tar, files["json"])) if "json" in files else {}
-        caption = _read(tar, files["txt"]).decode() if "txt" in files else facts.get("caption")
+        url, caption = facts.get("url"), facts.get("caption")
+        caption = _read(tar, files["txt"]).decode() if "txt" in files else caption
         data = _read(tar, files[extension])
         decode_image(data, name="its picture")
     except ImageError as error:
         return builder.Skip(name, f"cannot be used: {error}")
-    except (tarfile.TarError, ValueError, AttributeError) as error:
+    except (tarfile.TarError, ValueError, AttributeError, RecursionError) as error:
         return builder.Skip(name, f"is damaged: {error}")
     if not isinstance(caption, str) or not caption.strip():
         return builder.Skip(name, "has no caption")
-    meta = {"url": facts["url"]} if "url" in facts else {}
+    meta = {"url": url} if isinstance(url, str) else {}
     return Example(name, source, (Medium("image", data, MIMES[extension]),), answers=(caption.strip(),), meta=meta)
 
 

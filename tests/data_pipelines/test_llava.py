@@ -115,6 +115,7 @@ BAD = {
     "answer": (ROW | {"conversations": conversation("What?", "<image>")}, "has <image> in a turn by 'gpt'"),
     "no picture": (ROW | {"image": "gone.jpg"}, "has no picture: .*gone.jpg is not there, nor in images/, train2017/"),
     "outside": (ROW | {"image": "../../secret.jpg"}, "names a picture outside of the release: '../../secret.jpg'"),
+    "half a pair": ({"id": 3, "conversations": conversation("Hi", "\ud83d")}, "cannot be stored: .*surrogates not allowed"),
     "no turns": ({"id": 3}, "is no row of LLaVA's form: KeyError.'conversations'"),
     "no text": (ROW | {"conversations": [{"from": "human", "value": None}]}, "is no row of LLaVA's form: TypeError"),
 }
