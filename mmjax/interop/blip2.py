@@ -106,17 +106,6 @@ def _generative_config(parts: Parts, model_type: str, stem: str) -> dict[str, An
     }
 
 
-def placeholder_key(config: Config) -> str:
-    """The setting of a config.json that names the placeholder of soft tokens: of frames, or of pictures."""
-    return "video_token_index" if config["model_type"] == "instructblipvideo" else "image_token_index"
-
-
-def placeholder_id(config: Config) -> int:
-    """The id in input_ids whose place soft tokens take; −1, which no text has, where files of transformers 4 name none."""
-    found = config.get(placeholder_key(config))
-    return -1 if found is None else found
-
-
 def retrieval_config(parts: Parts) -> dict[str, Any]:
     """Config of Blip2ForImageTextRetrieval. Its class asks for a text config, of which it builds nothing."""
     vision, connector = parts["encoders.image"], parts["connectors.image"]

@@ -8,7 +8,7 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from mmjax.interop.blip2 import placeholder_id
+from mmjax.interop.placeholders import placeholder_id
 from mmjax.layers import stack
 from mmjax.llms.opt import OPT
 from mmjax.llms.t5 import T5, Encoded
@@ -80,6 +80,28 @@ def blip2(system: Any, inputs: Inputs, config: Mapping[str, Any]) -> Outputs:
     by_part = {"vision": vision["hidden_states"], "qformer": depths}
     by_part |= {"language": outputs.pop("hidden_states")} if "hidden_states" in outputs else {}
     return outputs | {f"{part}_hidden_states": hidden_states for part, hidden_states in by_part.items()}
+
+
+def llava(system: Any, inputs: Inputs, config: Mapping[str, Any]) -> Outputs:
+    """LlavaForConditionalGeneration and LlavaNextForConditionalGeneration.
+
+    Inputs: input_ids [b t], in which placeholders stand where the soft tokens go, attention_mask, position_ids [b t], and as
+    `mmjax.interop.llava_inputs` makes them pixel_values [tiles 3 height width] of all rows and soft_index [placeholders].
+
+    Returns:
+      The language model's outputs, and where there are pictures image_hidden_states [placeholders d]: their soft tokens.
+    """
+    tokens = inputs["input_ids"]
+    embeddings = system.llm.embed(tokens)
+    if "pixel_values" not in inputs:
+        return _decoder(system.llm, inputs, embeddings)
+    features = system.encoders["image"](jnp.transpose(inputs["pixel_values"], (0, 2, 3, 1)))
+    soft = system.connectors["image"].connect(features[None])[:, inputs["soft_index"]]
+    is_placeholder = tokens == placeholder_id(config)
+    # All rows are read as one, since their pictures are counted through.
+    index = jnp.where(is_placeholder, jnp.cumsum(is_placeholder).reshape(tokens.shape) - 1, -1)
+    placed = place(soft, embeddings.reshape(1, -1, embeddings.shape[-1]), index.reshape(1, -1))
+    return _decoder(system.llm, inputs, placed.reshape(embeddings.shape)) | {"image_hidden_states": soft[0]}
 
 
 def retrieval(system: Any, inputs: Inputs, config: Mapping[str, Any]) -> Outputs:

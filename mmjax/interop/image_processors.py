@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from mmjax.data.media.image import BICUBIC, BILINEAR, FILTERS, ImageTransform
+from mmjax.data.media.tiles import Tiling
 from mmjax.encoders.vit import HALF, OPENAI_MEAN, OPENAI_STD
 from mmjax.types import UserError
 
@@ -23,6 +24,8 @@ class ImageProcessor:
       mean, std: of the pixels.
       square: whether one number as size means a square, not the shorter side.
       crop: whether the middle is cut out of a picture resized by its shorter side.
+      do_pad: what do_pad=true asks for: "square", a margin of the mean colour; "tiles", nothing here, since it is about
+        batches; "" = it is not supported.
     """
 
     size: int
@@ -31,13 +34,17 @@ class ImageProcessor:
     std: tuple[float, ...]
     square: bool = True
     crop: bool = False
+    do_pad: str = ""
 
 
+_CLIP = ImageProcessor(224, BICUBIC, OPENAI_MEAN, OPENAI_STD, square=False, crop=True)
 _BLIP = ImageProcessor(384, BICUBIC, OPENAI_MEAN, OPENAI_STD)
 VIDEO = "InstructBlipVideoVideoProcessor"  # does to each frame what BLIP's does to pictures
 PROCESSORS: dict[str, ImageProcessor] = {
     "ViTImageProcessor": ImageProcessor(224, BILINEAR, HALF, HALF),
-    "CLIPImageProcessor": ImageProcessor(224, BICUBIC, OPENAI_MEAN, OPENAI_STD, square=False, crop=True),
+    "CLIPImageProcessor": _CLIP,
+    "LlavaImageProcessor": dataclasses.replace(_CLIP, do_pad="square"),
+    "LlavaNextImageProcessor": dataclasses.replace(_CLIP, do_pad="tiles"),
     "SiglipImageProcessor": ImageProcessor(224, BICUBIC, HALF, HALF, square=False),
     "BlipImageProcessor": _BLIP,
     "InstructBlipVideoImageProcessor": _BLIP,  # its name in transformers 4
@@ -47,7 +54,13 @@ PROCESSORS: dict[str, ImageProcessor] = {
 
 def processor_of(architecture: str) -> str:
     """The image processor that goes with a Hugging Face class, for directories that name none."""
-    stems = {"ViT": "ViTImageProcessor", "CLIP": "CLIPImageProcessor", "Siglip": "SiglipImageProcessor"}
+    stems = {
+        "ViT": "ViTImageProcessor",
+        "CLIP": "CLIPImageProcessor",
+        "Siglip": "SiglipImageProcessor",
+        "LlavaNext": "LlavaNextImageProcessor",
+        "Llava": "LlavaImageProcessor",
+    }
     return next((name for stem, name in stems.items() if architecture.startswith(stem)), "BlipImageProcessor")
 
 
@@ -70,6 +83,18 @@ def read(settings: Settings, architecture: str) -> tuple[ImageTransform, tuple[f
     Raises:
       UserError: another class of processors, or a step that is not built.
     """
+    kind = PROCESSORS[named(settings, architecture)]
+    mean, std = (settings.get(f"image_{key}") or default for key, default in (("mean", kind.mean), ("std", kind.std)))
+    transform, pads = _transform(settings, kind), settings.get("do_pad")
+    if pads and not kind.do_pad:
+        raise UserError("preprocessor_config.json: do_pad=true is not supported")
+    if pads and kind.do_pad == "square":
+        transform = dataclasses.replace(transform, pad=tuple(int(255 * value) for value in mean))
+    return transform, *_statistics(settings, mean, std)
+
+
+def named(settings: Settings, architecture: str) -> str:
+    """The entry of PROCESSORS that a preprocessor_config.json names; arguments and errors as of `read`."""
     kinds = (settings.get(f"{what}_type") for what in ("image_processor", "video_processor", "feature_extractor"))
     name = next(filter(None, kinds), None) or processor_of(architecture)
     stem = name.removesuffix("Fast").removesuffix("Pil").replace("FeatureExtractor", "ImageProcessor")
@@ -77,11 +102,34 @@ def read(settings: Settings, architecture: str) -> tuple[ImageTransform, tuple[f
         raise UserError(
             f"preprocessor_config.json: image_processor_type={name!r} is not supported; there are {', '.join(PROCESSORS)}"
         )
-    if settings.get("do_pad"):
-        raise UserError("preprocessor_config.json: do_pad=true is not supported")
-    kind = PROCESSORS[stem]
-    mean, std = (settings.get(f"image_{key}") or default for key, default in (("mean", kind.mean), ("std", kind.std)))
-    return _transform(settings, kind), *_statistics(settings, mean, std)
+    return stem
+
+
+def read_tiling(settings: Settings, architecture: str, grids: Any, side: int, patches: int) -> Tiling | None:
+    """How pictures are cut into tiles; None where the processor is not one that does.
+
+    Args:
+      settings, architecture: as of `read`.
+      grids: of the model's config, for a file that names none.
+      side: of the pictures that the encoder reads, in pixels.
+      patches: soft tokens along the side of a tile.
+
+    Raises:
+      UserError: the tiles are not of this side.
+    """
+    if PROCESSORS[named(settings, architecture)].do_pad != "tiles":
+        return None
+    transform, _, _ = read(settings, architecture)
+    if transform.resize not in (side, (side, side)) or transform.crop not in (None, (side, side)):
+        raise UserError(
+            f"preprocessor_config.json: tiles of size={transform.resize} and crop_size={transform.crop}, the encoder reads "
+            f"{side}"
+        )
+    grids = settings.get("image_grid_pinpoints") or grids
+    try:
+        return Tiling(tuple((int(height), int(width)) for height, width in grids), side, patches, transform.resample)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"image_grid_pinpoints: {error}") from None
 
 
 def _transform(settings: Settings, kind: ImageProcessor) -> ImageTransform:
@@ -145,6 +193,12 @@ def write(name: str, transform: ImageTransform, mean: Any, std: Any) -> dict[str
         settings["do_center_crop"] = transform.crop is not None
     if transform.crop is not None:
         settings["crop_size"] = _named(transform.crop)
+    if PROCESSORS[name].do_pad == "square":
+        settings["do_pad"] = transform.pad is not None
+        if transform.pad not in (None, wanted := tuple(int(255 * value) for value in mean)):
+            raise UserError(f"{name} pads with the mean colour {wanted}, not with {transform.pad}")
+    elif transform.pad is not None:
+        raise UserError(f"{name} does not make squares by a margin")
     return settings
 
 

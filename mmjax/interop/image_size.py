@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 
 from mmjax.data.media.image import ImageTransform
+from mmjax.data.media.tiles import Tiling
+from mmjax.data.processor import Processor
 from mmjax.encoders.vit import resize_positions
 from mmjax.layers.parameters import define
-from mmjax.systems.parts import build, part_config
+from mmjax.systems.parts import build, part_config, soft_tokens
 from mmjax.types import UserError
 from mmjax.types.model import Model
 
@@ -42,7 +46,10 @@ def with_image_size(model: Model, image_size: int) -> Model:
     processor = model.processor
     if processor is not None:
         transform = processor.transform and scaled(processor.transform, old.image_size, image_size)
-        processor = dataclasses.replace(processor, image_size=image_size, transform=transform)
+        changes: dict[str, Any] = {"image_size": image_size, "transform": transform}
+        if isinstance(processor, Processor):
+            changes |= {"soft_tokens": soft_tokens(parts), "tiling": processor.tiling and _retiled(processor.tiling, parts)}
+        processor = dataclasses.replace(processor, **changes)
     return Model(define(build(parts)), {**model.parameters, POSITIONS: resized}, processor, {**model.config, "parts": parts})
 
 
@@ -54,4 +61,14 @@ def scaled(transform: ImageTransform, old: int, new: int) -> ImageTransform:
             return round(size[0] * new / old), round(size[1] * new / old)
         return None if size is None else round(size * new / old)
 
-    return ImageTransform(scale(transform.resize), scale(transform.crop), transform.resample)
+    return dataclasses.replace(transform, resize=scale(transform.resize), crop=scale(transform.crop))
+
+
+def _retiled(tiling: Tiling, parts: Mapping[str, Any]) -> Tiling:
+    """The same numbers of tiles, of the size that the encoder reads."""
+    encoder = part_config("encoders.image", parts["encoders.image"])
+    grids = tuple(
+        (rows // tiling.side * encoder.image_size, columns // tiling.side * encoder.image_size)
+        for rows, columns in tiling.grids
+    )
+    return dataclasses.replace(tiling, grids=grids, side=encoder.image_size, patches=encoder.grid)

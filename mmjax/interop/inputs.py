@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from mmjax.interop.blip2 import placeholder_id, placeholder_key
+from mmjax.interop.llava_inputs import with_soft_index
+from mmjax.interop.placeholders import placeholder_id, placeholder_key
 from mmjax.systems.parts import part_config, reads_source, soft_tokens
 from mmjax.types import UserError
 
@@ -24,7 +25,7 @@ SHAPED_AS = {
 
 
 def checked(arrays: Arrays, flags: Mapping[str, bool], config: Mapping[str, Any], parts: Parts) -> Arrays:
-    """The inputs of a class, with the placeholders that files of transformers 4 leave out.
+    """The inputs of a class, with the placeholders that files of transformers 4 leave out, or as `with_soft_index` makes them.
 
     Args:
       arrays, flags: as `hf_forward` takes them.
@@ -42,6 +43,9 @@ def checked(arrays: Arrays, flags: Mapping[str, bool], config: Mapping[str, Any]
     if "connectors.image" not in parts or "llm" not in parts:
         _check_ids(arrays, placeholder, parts)
         return arrays
+    if _counts_pictures(parts):
+        _check_ids(arrays, placeholder, parts)
+        return with_soft_index(arrays, config, parts)
     wanted = soft_tokens(parts) * _frames(arrays["pixel_values"])
     arrays = _with_placeholders(arrays, placeholder, wanted)
     _check_ids(arrays, placeholder, parts)
@@ -54,12 +58,17 @@ def checked(arrays: Arrays, flags: Mapping[str, bool], config: Mapping[str, Any]
     return arrays
 
 
+def _counts_pictures(parts: Parts) -> bool:
+    """Whether pictures are counted through all rows, each of which may have any number of them, as in LLaVA."""
+    return parts.get("connectors.image", {}).get("family") == "linear"
+
+
 def _check_names(arrays: Arrays, parts: Parts) -> None:
     """What the model reads is there."""
     connector, llm = parts.get("connectors.image"), parts.get("llm")
     needed = {
         "input_ids": llm or connector or parts.get("encoders.text"),
-        "pixel_values": parts.get("encoders.image"),
+        "pixel_values": parts.get("encoders.image") and not _counts_pictures(parts),
         "decoder_input_ids": reads_source(parts) and llm and llm["decoder_layers"],
         "qformer_input_ids": llm and connector and connector.get("vocab"),
     }
@@ -86,7 +95,7 @@ def _check_shapes(arrays: Arrays, flags: Mapping[str, bool], parts: Parts) -> No
     rows = {
         name: len(arrays[name])
         for name in ("input_ids", "pixel_values", "decoder_input_ids", "qformer_input_ids")
-        if name in arrays
+        if name in arrays and not (name == "pixel_values" and _counts_pictures(parts))
     }
     if len(set(rows.values())) > 1:
         counts = ", ".join(f"{name}={count}" for name, count in rows.items())

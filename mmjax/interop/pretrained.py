@@ -80,12 +80,13 @@ def from_pretrained(
         raise UserError(f"{source} holds no {adapters.CONFIG}, so that it adapts nothing: leave base={base} out")
     config = processors.read_json(directory / "config.json")
     name = recognise(config)
+    config |= {key: value for key, value in ARCHITECTURES[name].defaults.items() if config.get(key) is None}
     try:
         parts = ARCHITECTURES[name].parts(config)
     except KeyError as error:
         raise UserError(f"{directory / 'config.json'} lacks {error}, which {name} needs") from None
     tensors = _open(directory, pickle=pickle)
-    parts, transform = processors.with_image_processor(ARCHITECTURES[name].settled(parts, tensors), directory, name)
+    parts, fit = processors.with_image_processor(ARCHITECTURES[name].settled(parts, tensors), directory, name, config)
     rows, system, adapter = ARCHITECTURES[name].table(parts), build(parts), None
     if is_adapter:
         adapter = adapter_reader.read(given, _open(given, pickle=pickle, adapter=True), rows, define(system).specs)
@@ -105,7 +106,7 @@ def from_pretrained(
     if adapter is not None:
         details["base"] = str(directory)
     tokenizers = given if (given / "tokenizer.json").is_file() else directory
-    return Model(definition, parameters, processors.load(tokenizers, config, parts, transform), details)
+    return Model(definition, parameters, processors.load(tokenizers, config, parts, fit), details)
 
 
 def _open(directory: Path, *, pickle: bool, adapter: bool = False) -> Tensors:
@@ -224,9 +225,11 @@ def hf_forward(model: Model, inputs: Mapping[str, Any]) -> dict[str, np.ndarray 
     Args:
       model: of any supported class.
       inputs: as that class takes them: input_ids, attention_mask, decoder_input_ids, decoder_attention_mask, pixel_values
-        [b 3 height width], of videos [b frames 3 height width], qformer_input_ids, qformer_attention_mask,
-        use_image_text_matching_head, interpolate_pos_encoding, output_hidden_states. Placeholders stand in front of BOS; where
-        no row has any, as for transformers 4, they are put before everything. Rows may be padded on either side.
+        [b 3 height width], of videos [b frames 3 height width], of LLaVA [pictures 3 height width], of LLaVA-NeXT
+        [pictures tiles 3 height width] with image_sizes [pictures 2], qformer_input_ids, qformer_attention_mask,
+        use_image_text_matching_head, interpolate_pos_encoding, output_hidden_states. BLIP-2's placeholders stand in front of
+        BOS; where no row has any, as for transformers 4, they are put before everything. LLaVA's stand anywhere, those of the
+        first picture first. Rows may be padded on either side.
 
     Returns:
       That class's outputs under their names, as float32.

@@ -14,23 +14,27 @@ from transformers import PreTrainedTokenizerFast
 
 from mmjax.data.encoder_processor import EncoderProcessor
 from mmjax.data.media.image import ImageTransform
+from mmjax.data.media.tiles import Tiling
 from mmjax.data.processor import Processor
 from mmjax.data.tokenizer import load_tokenizer
 from mmjax.interop import image_processors
-from mmjax.interop.blip2 import placeholder_id, placeholder_key
-from mmjax.systems.parts import encoders_only, learned_positions, part_config, reads_source
+from mmjax.interop.placeholders import placeholder_id, placeholder_key
+from mmjax.systems.parts import encoders_only, learned_positions, part_config, reads_source, soft_tokens
 from mmjax.types import UserError
 from mmjax.types.files import replace_file
 
 QUERY_LENGTH = 128  # longest question that InstructBLIP's Q-Former was trained on
 QFORMER_TOKENIZER = "qformer_tokenizer"
-IMAGE_SETTINGS = ("preprocessor_config.json", "video_preprocessor_config.json", "processor_config.json")
+WHOLE = "processor_config.json"  # of tokenizer and image processor together
+IMAGE_SETTINGS = ("preprocessor_config.json", "video_preprocessor_config.json", WHOLE)
 PLACEHOLDERS = {"image_token_index": "<image>", "video_token_index": "<video>"}
 PROCESSORS = {
     "Blip2ForConditionalGeneration": "Blip2Processor",
     "Blip2ForImageTextRetrieval": "Blip2Processor",
     "InstructBlipForConditionalGeneration": "InstructBlipProcessor",
     "InstructBlipVideoForConditionalGeneration": "InstructBlipVideoProcessor",
+    "LlavaForConditionalGeneration": "LlavaProcessor",
+    "LlavaNextForConditionalGeneration": "LlavaNextProcessor",
     "CLIPModel": "CLIPProcessor",
     "SiglipModel": "SiglipProcessor",
 }
@@ -62,31 +66,43 @@ def write_json(path: Path, value: Mapping[str, Any]) -> Path:
 Parts = dict[str, dict[str, Any]]
 
 
-def with_image_processor(parts: Parts, directory: Path, architecture: str) -> tuple[Parts, ImageTransform | None]:
+def with_image_processor(
+    parts: Parts, directory: Path, architecture: str, config: Mapping[str, Any]
+) -> tuple[Parts, ImageTransform | Tiling | None]:
     """What a directory's image processor says.
 
     Returns:
-      The parts with the mean and deviation of pixels, and the transform of pictures; without that file they are those of the
-      class. None where the model has no image encoder.
+      The parts with the mean and deviation of pixels, and how pictures get the encoder's size; without that file they are
+      those of the class. None where the model has no image encoder.
     """
     vision = parts.get("encoders.image")
     if vision is None:
         return parts, None
+    name, tower = image_processors.processor_of(architecture), part_config("encoders.image", vision)
+    settings = _image_settings(directory)
+    if not settings.keys() - {"processor_class"}:  # nothing about pictures
+        transform = image_processors.default_transform(name, tower.image_size)
+        settings = image_processors.write(name, transform, tower.mean, tower.std)
+    transform, mean, std = image_processors.read(settings, architecture)
+    parts = {**parts, "encoders.image": {**vision, "mean": mean, "std": std}}
+    grids = config.get("image_grid_pinpoints")
+    return parts, image_processors.read_tiling(settings, architecture, grids, tower.image_size, tower.grid) or transform
+
+
+def _image_settings(directory: Path) -> dict[str, Any]:
+    """The settings of a directory's image processor, which may stand inside those of the whole processor."""
     found = [file for name in IMAGE_SETTINGS if (file := directory / name).is_file()]
     settings = read_json(found[0]) if found else {}
-    settings = settings.get("image_processor", settings.get("video_processor", settings))
-    if not settings.keys() - {"processor_class", "num_query_tokens"}:  # nothing about pictures
-        name = image_processors.processor_of(architecture)
-        return parts, image_processors.default_transform(name, vision["image_size"])
-    transform, mean, std = image_processors.read(settings, architecture)
-    return {**parts, "encoders.image": {**vision, "mean": mean, "std": std}}, transform
+    own = {} if found and found[0].name == WHOLE else settings
+    return settings.get("image_processor", settings.get("video_processor", own))
 
 
 def load(
-    directory: Path, config: Mapping[str, Any], parts: Mapping[str, Mapping[str, Any]], transform: ImageTransform | None
+    directory: Path, config: Mapping[str, Any], parts: Mapping[str, Mapping[str, Any]], fit: ImageTransform | Tiling | None
 ) -> Processor | EncoderProcessor | None:
     """The processor of a directory; None where a language model has no tokenizer."""
     has_tokenizer = (directory / "tokenizer.json").is_file()
+    tiling, transform = (fit, None) if isinstance(fit, Tiling) else (None, fit)
     if encoders_only(parts):
         return _encoder_processor(parts, transform, load_tokenizer(directory) if has_tokenizer else None)
     if not has_tokenizer:
@@ -112,7 +128,7 @@ def load(
     return Processor(
         llm,
         tokenizer,
-        soft_tokens=connector.get("queries", 0),
+        soft_tokens=soft_tokens(parts),
         image_size=parts["encoders.image"]["image_size"] if connector else 224,
         query_length=min(QUERY_LENGTH, connector["max_positions"], tokenizer.model_max_length) if reads else 0,
         truncate_query="left" if reads and "llm" in parts else "",  # as InstructBLIP cuts its questions; captions lose the end
@@ -120,6 +136,7 @@ def load(
         encoder_decoder=reads_source(parts),
         transform=transform,
         other_ends=_end_tokens(directory, config),
+        tiling=tiling,
         positions=learned_positions(parts),
     )
 
@@ -149,7 +166,8 @@ def _encoder_processor(
 
 
 def with_token_ids(config: dict[str, Any], processor: Processor | EncoderProcessor | None) -> dict[str, Any]:
-    """A config with the ids that the processor's tokenizer gives to BOS, EOS, padding and the image placeholder."""
+    """A config with the ids that the processor's tokenizer gives to BOS, EOS, padding and the image placeholder, and with
+    the grids of its tiles."""
     if not isinstance(processor, Processor):
         return config
     ids = {f"{name}_token_id": getattr(processor.llm, f"{name}_token_id") for name in ("bos", "eos", "pad")}
@@ -159,7 +177,10 @@ def with_token_ids(config: dict[str, Any], processor: Processor | EncoderProcess
         return {**config, **_unless_given(ids, config)}
     text = config["text_config"]
     config = {**config, "text_config": {**text, **_unless_given(ids, text)}}
-    config["qformer_config"] = {**config["qformer_config"], "pad_token_id": processor.query_pad_id}
+    if "qformer_config" in config:
+        config["qformer_config"] = {**config["qformer_config"], "pad_token_id": processor.query_pad_id}
+    if processor.tiling is not None:
+        config["image_grid_pinpoints"] = [list(grid) for grid in processor.tiling.grids]
     if placeholder_id(config) < 0:
         config[placeholder_key(config)] = _placeholder_id(config, processor)
     return config
@@ -235,9 +256,8 @@ def save(
     files = []
     if "encoders.image" in parts:
         files.append(write_json(directory / "preprocessor_config.json", _image_processor(architecture, parts, processor)))
-    if architecture in PROCESSORS and "num_query_tokens" in config:
-        whole = {"processor_class": PROCESSORS[architecture], "num_query_tokens": config["num_query_tokens"]}
-        files.append(write_json(directory / "processor_config.json", whole))
+    if whole := _whole_processor(architecture, config, parts):
+        files.append(write_json(directory / WHOLE, {"processor_class": PROCESSORS[architecture], **whole}))
     if processor is None:
         return files
     if isinstance(processor, EncoderProcessor):
@@ -261,6 +281,20 @@ def save(
     if architecture.startswith("InstructBlip"):
         files += _save_tokenizer(_query_tokenizer(processor), directory / QFORMER_TOKENIZER)
     return files
+
+
+def _whole_processor(architecture: str, config: Mapping[str, Any], parts: Mapping[str, Any]) -> dict[str, Any]:
+    """What processor_config.json says of how many placeholders a picture has; a class that needs none has none."""
+    if "num_query_tokens" in config:
+        return {"num_query_tokens": config["num_query_tokens"]}
+    if not architecture.startswith("Llava"):
+        return {}
+    return {
+        "patch_size": parts["encoders.image"]["patch_size"],
+        "num_additional_image_tokens": int(parts["encoders.image"]["class_token"]),
+        "vision_feature_select_strategy": config["vision_feature_select_strategy"],
+        "image_token": PLACEHOLDERS["image_token_index"],
+    }
 
 
 def _query_tokenizer(processor: Processor) -> PreTrainedTokenizerFast:
@@ -296,6 +330,8 @@ def _image_processor(
     name, vision = image_processors.processor_of(architecture), parts["encoders.image"]
     transform = getattr(processor, "transform", None) or image_processors.default_transform(name, vision["image_size"])
     settings = image_processors.write(name, transform, vision["mean"], vision["std"])
+    if tiling := getattr(processor, "tiling", None):
+        settings |= {"image_grid_pinpoints": [list(grid) for grid in tiling.grids], "resample": tiling.resample}
     if architecture == "InstructBlipVideoForConditionalGeneration":
         settings["video_processor_type"] = image_processors.VIDEO
     return settings | ({"processor_class": PROCESSORS[architecture]} if architecture in PROCESSORS else {})

@@ -10,7 +10,7 @@ import numpy as np
 
 from mmjax.connectors import qformer
 from mmjax.encoders import text, vit
-from mmjax.interop import blip2, encoders, forward
+from mmjax.interop import blip2, encoders, forward, llava
 from mmjax.interop.language_models import language_config, language_part
 from mmjax.llms import llama, opt, palm, t5
 from mmjax.systems.parts import encoders_only, part_config
@@ -43,6 +43,10 @@ def _blip2_table(parts: Parts, **connector: Any) -> Table:
     if config.output_width:
         table += prefixed(_language_table(parts), "", "language_model.")
     return table
+
+
+def _llava_table(parts: Parts) -> Table:
+    return llava.weight_table(parts, _language_table(parts))
 
 
 def _image_table(parts: Parts, layout: vit.Layout, theirs: Spelling = "") -> Table:
@@ -85,6 +89,7 @@ class Architecture:
       config: our parts -> config.json.
       table: our parts -> the weight table of the whole.
       forward: (bound system, inputs, config.json) -> outputs, under the class's own names.
+      defaults: what the class assumes where config.json is silent, unless `parts` knows it.
     """
 
     model_type: str
@@ -92,6 +97,7 @@ class Architecture:
     config: Callable[[Parts], dict[str, Any]]
     table: Callable[[Parts], Table]
     forward: Callable[[Any, Mapping[str, Any], Mapping[str, Any]], dict[str, Any]]
+    defaults: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def settled(self, parts: Parts, tensors: Tensors) -> Parts:
         """The parts with what only the files tell: poolers (`mmjax.interop.encoders.as_stored`), and whether the language
@@ -165,6 +171,12 @@ ARCHITECTURES: dict[str, Architecture] = {
     "Blip2ForImageTextRetrieval": Architecture(
         "blip-2", blip2.retrieval_parts, blip2.retrieval_config,
         lambda parts: _blip2_table(parts, output_width=0), forward.retrieval,
+    ),
+    "LlavaForConditionalGeneration": Architecture(
+        "llava", llava.llava_parts, llava.llava_config, _llava_table, forward.llava, llava.DEFAULTS,
+    ),
+    "LlavaNextForConditionalGeneration": Architecture(
+        "llava_next", llava.llava_next_parts, llava.llava_next_config, _llava_table, forward.llava, llava.NEXT_DEFAULTS,
     ),
     # Where two prefixes are given, files of transformers 4 have the second.
     "ViTModel": _image_tower(
@@ -252,6 +264,8 @@ def choose(parts: Mapping[str, Mapping[str, Any]]) -> str:
         return next(name for name, entry in ARCHITECTURES.items() if entry.model_type == model_type)
     if "llm" not in parts:
         return "Blip2ForImageTextRetrieval"
+    if connector["family"] == "linear":
+        return "LlavaNextForConditionalGeneration" if connector.get("newline") else "LlavaForConditionalGeneration"
     return "InstructBlipForConditionalGeneration" if connector.get("vocab") else "Blip2ForConditionalGeneration"
 
 

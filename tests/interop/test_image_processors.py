@@ -7,6 +7,8 @@ import pytest
 from PIL import Image
 from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
+from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
@@ -30,6 +32,9 @@ CASES = [
     (CLIPImageProcessorPil, {"size": {"height": 25, "width": 40}, "do_center_crop": False, "rescale_factor": 1 / 127.5}),
     (SiglipImageProcessorPil, {}),
     (SiglipImageProcessorPil, {"size": {"height": 38, "width": 38}, "resample": 2, "do_rescale": False}),
+    (LlavaImageProcessorPil, {"size": {"shortest_edge": 29}, "crop_size": {"height": 29, "width": 29}}),
+    (LlavaImageProcessorPil, {"size": {"shortest_edge": 29}, "crop_size": {"height": 29, "width": 29}, "do_pad": True}),
+    (LlavaImageProcessorPil, {"size": 20, "do_center_crop": False, "do_pad": True, "image_mean": [0.1, 0.2, 0.3]}),
     (BlipImageProcessorPil, {"size": {"height": 22, "width": 22}}),
 ]
 
@@ -63,6 +68,23 @@ def test_what_is_written_is_read_by_both(cls, settings, tmp_path):
         processor(Image.fromarray(picture(37, 61)), return_tensors="np") for processor in (cls(**settings), cls(**written))
     )
     np.testing.assert_allclose(got["pixel_values"], expected["pixel_values"], rtol=1e-4, atol=1e-5)
+
+
+def test_tiles_are_those_of_transformers():
+    """Also the numbers of a file that says (height, width) and of one that leaves the grids to config.json."""
+    grids = [[20, 40], [40, 20], [40, 40]]
+    size = {"size": {"shortest_edge": 20}, "crop_size": {"height": 20, "width": 20}, "resample": 2}
+    theirs = LlavaNextImageProcessorPil(**size, image_grid_pinpoints=grids)
+    for settings in (theirs.to_dict(), {**theirs.to_dict(), "image_grid_pinpoints": None}):
+        tiling = image_processors.read_tiling(settings, "LlavaNextForConditionalGeneration", grids, 20, 2)
+        _, mean, std = image_processors.read(settings, "LlavaNextForConditionalGeneration")
+        for shape in SHAPES:
+            expected = theirs(Image.fromarray(picture(*shape)), return_tensors="np")["pixel_values"][0]
+            got = (tiling.cut(picture(*shape)).astype(np.float32) / 255 - np.float32(mean)) / np.float32(std)
+            np.testing.assert_allclose(got.transpose(0, 3, 1, 2), expected, rtol=1e-5, atol=1e-5)
+    assert image_processors.read_tiling({}, "LlavaForConditionalGeneration", None, 20, 2) is None
+    with pytest.raises(UserError, match=r"tiles of size=20 and crop_size=\(20, 20\), the encoder reads 28"):
+        image_processors.read_tiling(theirs.to_dict(), "LlavaNextForConditionalGeneration", grids, 28, 2)
 
 
 @pytest.mark.parametrize(

@@ -137,7 +137,7 @@ def transform_image(
     return image if transform.crop is None else _crop(image, *transform.crop)
 
 
-def _padded(image: Pixels, colour: tuple[int, int, int]) -> Pixels:
+def _padded(image: Pixels, colour: tuple[int, int, int]) -> UInt8[np.ndarray, "side side 3"]:
     """A picture in the middle of a square; of an odd margin the smaller half comes first.
 
     One whose square would have more than MAX_PIXELS is made smaller before.
