@@ -16,7 +16,7 @@ MODEL = flags.DEFINE_string("model", None, "directory of a run or of a saved mod
 PROMPT = flags.DEFINE_string("prompt", None, 'the text, for example "Question: How many diamonds are there? Answer:"')
 TASK = flags.DEFINE_enum("task", None, ["vqa", "caption"], "published prompt and decoding; --prompt is then the question alone")
 IMAGE = flags.DEFINE_multi_string("image", [], "picture file; may be repeated")
-VIDEO = flags.DEFINE_multi_string("video", [], "video file, of which four frames are read; may be repeated")
+VIDEO = flags.DEFINE_multi_string("video", [], "video file, read as frames (four, or as trained); may be repeated")
 MAX_NEW_TOKENS = flags.DEFINE_integer("max_new_tokens", None, "longest answer; default 32, or as of the task", lower_bound=1)
 NUM_BEAMS = flags.DEFINE_integer("num_beams", None, "beams of the search; default 1 = greedy, or as of the task", lower_bound=1)
 

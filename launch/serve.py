@@ -17,7 +17,9 @@ HOST = flags.DEFINE_string("host", "127.0.0.1", "address to listen at; 0.0.0.0 =
 PORT = flags.DEFINE_integer("port", 8000, "port; 0 = any free one", lower_bound=0, upper_bound=65535)
 NAME = flags.DEFINE_string("name", None, "what requests call the model; default: the directory's name")
 TEMPLATE = flags.DEFINE_string(
-    "template", "chat", "chat = the tokenizer's chat template; question_answer and others ask single questions"
+    "template",
+    "chat",
+    "chat = the tokenizer's chat template; dialogue, as InstructBLIP's; question_answer and others ask single questions",
 )
 MAX_TOKENS = flags.DEFINE_integer("max_tokens", 1024, "longest answer in tokens, and the default of requests", lower_bound=1)
 BATCH_SIZE = flags.DEFINE_integer("batch_size", 16, "answers decoded at once", lower_bound=1)

@@ -82,10 +82,12 @@ class Template:
     Args:
       segments: (example, seed) -> the training segments. What is drawn at random depends on the example's id and the seed.
       prompt: (example, seed) -> the segment of the last question, without its answer.
+      remembers: whether a prompt holds the questions and answers before it.
     """
 
     segments: Callable[[Example, int], list[Segment]]
     prompt: Callable[[Example, int], Segment]
+    remembers: bool = False
 
     def __call__(self, example: Example, seed: int = 0) -> list[Segment]:
         return self.segments(example, seed)
@@ -236,7 +238,7 @@ def _dialogue() -> Template:
         *_, (text, media, _) = rendered(example)
         return _ask(text, media, None)
 
-    return Template(segments, prompt)
+    return Template(segments, prompt, remembers=True)
 
 
 def _choices(text: Callable[[str, str, tuple[str, ...]], str], *, letters: bool) -> Template:

@@ -9,7 +9,7 @@ from typing import Any
 
 from mmjax.data.batch import Item
 from mmjax.data.media.image import decode_image
-from mmjax.data.templates import Ids, Segment
+from mmjax.data.templates import Ids, Segment, template
 from mmjax.decoding.options import DecodingOptions
 from mmjax.serving import settings as fields
 from mmjax.serving.pictures import load_picture
@@ -101,13 +101,20 @@ def read_chat(body: Mapping[str, Any], model: Model, settings: Settings) -> Requ
         raise RequestError("'top_logprobs' goes with 'logprobs': true", "top_logprobs")
     top = asked["top_logprobs"] if asked["logprobs"] else None
     example = _conversation(body.get("messages"), model, settings)
-    if settings.template != "chat" and len(example.turns) > 1:
-        raise RequestError(
-            f"this server asks single questions (--template={settings.template}), got {len(example.turns)} messages"
-        )
+    _check_roles([turn.role for turn in example.turns], settings.template)
     item = model.processor.prompt(example, settings.template)
     tokens = asked["max_completion_tokens"] or asked["max_tokens"] or settings.max_tokens
     return _request(body, asked, [(item, "")], model, settings, chat=True, tokens=tokens, top=top)
+
+
+def _check_roles(roles: list[str], name: str) -> None:
+    """Refuses messages that a template would drop."""
+    if name == "chat":
+        return
+    if not template(name).remembers and len(roles) > 1:
+        raise RequestError(f"this server asks single questions (--template={name}), got {len(roles)} messages", "messages")
+    if any(role != ("user", "assistant")[number % 2] for number, role in enumerate(roles)):
+        raise RequestError(f"--template={name} wants user and assistant in turn, got {', '.join(roles)}", "messages")
 
 
 def read_completion(body: Mapping[str, Any], model: Model, settings: Settings) -> Request:

@@ -68,7 +68,7 @@ class Settings:
 
     Args:
       name: of the model, as requests call it.
-      template: how messages become prompts: "chat", or an entry of TEMPLATES that asks single questions.
+      template: how messages become prompts: "chat", or an entry of TEMPLATES: most ask single questions, "dialogue" remembers.
       max_tokens: the longest answer, and the length of a chat's answer that does not say.
       batch_size: rows decoded at once.
       fetch_images: download pictures from http(s) addresses that clients send.

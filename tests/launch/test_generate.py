@@ -1,0 +1,71 @@
+"""`launch.generate` with files of all sorts, through the command."""
+
+from __future__ import annotations
+
+import io
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import mmjax
+from tests.data.media.test_video import encode
+from tests.interop import test_blip2_generate
+
+ROOT = Path(__file__).resolve().parents[2]
+PROMPT = "question: how many red? answer:"
+
+
+@pytest.fixture(scope="module", params=["video_llama", pytest.param("instructblip_t5", marks=pytest.mark.heavy)])
+def directory(request, tmp_path_factory):
+    """An InstructBLIP for videos, and one for pictures."""
+    directory = tmp_path_factory.mktemp(request.param)
+    test_blip2_generate.make(directory, request.param)
+    return directory
+
+
+def run(directory, *flags, without=""):
+    """The command, in an environment that may lack a package."""
+    start = f"import sys, runpy; sys.modules.update(dict.fromkeys({without.split()})); "
+    start += "runpy.run_module('launch.generate', run_name='__main__', alter_sys=True)"
+    arguments = [f"--model={directory}", f"--prompt={PROMPT}", "--max_new_tokens=5", *flags]
+    return subprocess.run([sys.executable, "-c", start, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=300)
+
+
+def test_videos(directory, tmp_path):
+    clip, damaged = tmp_path / "clip.mp4", tmp_path / "damaged.mp4"
+    clip.write_bytes(encode(11))
+    damaged.write_bytes(encode(11)[:300])
+    picture = tmp_path / "picture.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (9, 7, 3), dtype=np.uint8)).save(picture)
+    done = run(directory, f"--image={picture}", f"--video={clip}")
+    assert done.returncode == 0, done.stderr
+    model = mmjax.from_pretrained(directory)
+    (expected,) = mmjax.generate(model, [PROMPT], images=[[picture]], videos=[[clip]], max_new_tokens=5)
+    assert done.stdout.rstrip("\n") == str(expected)
+    refused = {
+        "bytes that are no video, or a damaged one": run(directory, f"--video={damaged}"),
+        'which is not installed: pip install "av>=15"': run(directory, f"--video={clip}", without="av"),
+    }
+    for message, done in refused.items():
+        assert done.returncode == 2 and not done.stdout and message in done.stderr, done.stderr
+        assert done.stderr.splitlines()[-1].startswith("error: ") and "Traceback" not in done.stderr
+
+
+def test_bad_pictures_are_told_before_anything_heavy(refusal, tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    file = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (60, 60, 3), dtype=np.uint8)).save(file, "JPEG")
+    bad = {"empty": b"", "cut": file.getvalue()[:700], "text": b"hello"}
+    messages = {
+        "empty": "0 bytes that are none of PNG",
+        "cut": "damaged or truncated image",
+        "text": "5 bytes that are none of",
+    }
+    for name, data in bad.items():
+        (tmp_path / name).write_bytes(data)
+        line = refusal("generate", f"--model={tmp_path}", "--prompt=x", f"--image={tmp_path / name}")
+        assert messages[name] in line and name in line
