@@ -14,7 +14,7 @@ from mmjax.decoding import generate
 from mmjax.evaluation.config import EvaluationOptions
 from mmjax.evaluation.evaluate import evaluate_model
 from mmjax.evaluation.questions import questions, swapped_media
-from mmjax.types import Example, Part, Turn, UserError
+from mmjax.types import Example, Medium, Part, Turn, UserError
 from tests.decoding.world import make_example, pixels, png
 
 
@@ -87,6 +87,29 @@ def test_mistakes_are_named(evaluated, change, message):
     options = {"examples": evaluated.examples, **evaluated.options, **change}
     with pytest.raises(UserError, match=message):
         evaluate_model(evaluated.model, "test", options.pop("examples"), **options)
+
+
+def film(number):
+    clip = np.stack([pixels(10 * number + frame) for frame in range(6)])
+    turns = (Turn("user", (Part(medium=0), Part(text="How many?"))), Turn("assistant", (Part(text="1"),)))
+    return Example(f"films/{number}", media=(Medium("video", clip),), turns=turns)
+
+
+def test_videos_are_asked_about_like_pictures(evaluated, tmp_path):
+    films = [film(number) for number in range(5)]
+    evaluate_model(evaluated.model, "films", films, workdir=tmp_path, **evaluated.options)
+    lines = [json.loads(line) for line in (tmp_path / "eval/films.jsonl").read_text().splitlines()]
+    answers = generate(evaluated.model, films, template="question_answer", max_new_tokens=3, batch_size=8)
+    assert [line["prediction"] for line in lines] == answers and len({answer.tokens for answer in answers}) > 1
+    assert all("prediction_swapped" in line for line in lines)
+
+
+@pytest.mark.parametrize("kind", ["video", "image", "audio"])
+def test_a_medium_that_cannot_be_used_is_one_line(evaluated, kind):
+    example = Example("bad/7", media=(Medium(kind, png(0)[:40]),), turns=film(0).turns)
+    with pytest.raises(UserError, match="example 'bad/7#0', medium 0: ") as error:
+        evaluate_model(evaluated.model, "bad", [example], progress=False)
+    assert "\n" not in str(error.value)
 
 
 def test_a_question_without_answer_is_refused(evaluated):
