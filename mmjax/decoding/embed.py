@@ -87,8 +87,9 @@ def _embedders(model: Model, projected: bool) -> dict[str, Embedder]:
     qformer = system.connectors.get("image")
     if not isinstance(qformer, QFormer) or (projected and qformer.heads is None):
         return {}
-    read = FEATURES if qformer.config.vocab else {"image": FEATURES["image"]}
-    return read | (HEADS if projected else {})
+    reads_text = qformer.config.vocab and "connectors.image.word_embedding.table" not in model.config.get("absent", ())
+    able = FEATURES | (HEADS if projected else {})
+    return able if reads_text else {"image": able["image"]}
 
 
 def _rows(model: Model, kind: str, embedder: Embedder, items: list[Any], batch_size: int) -> Float[np.ndarray, "..."]:

@@ -112,9 +112,16 @@ def retrieval(system: Any, inputs: Inputs, config: Mapping[str, Any]) -> Outputs
 
     Returns:
       logits_per_image and logits_per_text: cosine similarities [images texts], or with the matching head scores
-      [b 2]; text_embeds, image_embeds.
+      [b 2]; text_embeds, image_embeds; with output_hidden_states what the class keeps inside vision_model_output:
+      vision_hidden_states.
     """
-    qformer, features = system.connectors["image"], _encode(system, inputs)
+    vision = _vision(system.encoders["image"], {**inputs, "interpolate_pos_encoding": False})
+    depths = _asked(inputs, vision_hidden_states=vision.get("hidden_states"))
+    return _retrieval(system, vision["last_hidden_state"], inputs, config) | depths
+
+
+def _retrieval(system: Any, features: Float[Array, "b p e"], inputs: Inputs, config: Mapping[str, Any]) -> Outputs:
+    qformer = system.connectors["image"]
     tokens, mask = inputs["input_ids"], _mask(inputs) > 0
     if config.get("image_token_index") is not None:
         tokens, mask = tokens[:, qformer.config.queries :], mask[:, qformer.config.queries :]
@@ -129,8 +136,12 @@ def retrieval(system: Any, inputs: Inputs, config: Mapping[str, Any]) -> Outputs
     return {"logits_per_image": scores, "logits_per_text": scores.T, "text_embeds": text, "image_embeds": image}
 
 
-def _encode(system: Any, inputs: Inputs) -> Float[Array, "b p e"]:
-    return _vision(system.encoders["image"], {**inputs, "output_hidden_states": False})["last_hidden_state"]
+def blip2_vision(system: Any, inputs: Inputs, config: Mapping[str, Any]) -> Outputs:
+    """Blip2VisionModelWithProjection: pixel_values -> image_embeds [b q d] of length one, and the vision tower's outputs."""
+    vision, qformer = _vision(system.encoders["image"], inputs), system.connectors["image"]
+    features: Any = vision["last_hidden_state"]
+    queries = qformer(features[:, None]).queries[:, 0]
+    return {"image_embeds": normalise(qformer.heads.image_projection(queries)), **vision}
 
 
 def _mask(inputs: Inputs, prefix: str = "", tokens: Array | None = None) -> Int[Array, "b t"]:

@@ -24,18 +24,21 @@ SHAPED_AS = {
 }
 
 
-def checked(arrays: Arrays, flags: Mapping[str, bool], config: Mapping[str, Any], parts: Parts) -> Arrays:
+def checked(
+    arrays: Arrays, flags: Mapping[str, bool], config: Mapping[str, Any], parts: Parts, *, reads_text: bool = True
+) -> Arrays:
     """The inputs of a class, with the placeholders that files of transformers 4 leave out, or as `with_soft_index` makes them.
 
     Args:
       arrays, flags: as `hf_forward` takes them.
       config: config.json of the class.
       parts: of the model, resolved.
+      reads_text: whether the class takes input_ids, where its parts could read them.
 
     Raises:
       UserError: naming the input, what was expected and what came.
     """
-    _check_names(arrays, parts)
+    _check_names(arrays, parts, reads_text)
     _check_pixels(arrays.get("pixel_values"), parts.get("encoders.image"), flags.get("interpolate_pos_encoding", False))
     _check_shapes(arrays, flags, parts)
     _check_lengths(arrays, config, parts)
@@ -63,11 +66,11 @@ def _counts_pictures(parts: Parts) -> bool:
     return parts.get("connectors.image", {}).get("family") == "linear"
 
 
-def _check_names(arrays: Arrays, parts: Parts) -> None:
+def _check_names(arrays: Arrays, parts: Parts, reads_text: bool) -> None:
     """What the model reads is there."""
     connector, llm = parts.get("connectors.image"), parts.get("llm")
     needed = {
-        "input_ids": llm or connector or parts.get("encoders.text"),
+        "input_ids": reads_text and (llm or connector or parts.get("encoders.text")),
         "pixel_values": parts.get("encoders.image") and not _counts_pictures(parts),
         "decoder_input_ids": reads_source(parts) and llm and llm["decoder_layers"],
         "qformer_input_ids": llm and connector and connector.get("vocab"),

@@ -16,6 +16,7 @@ from jax.sharding import Mesh
 from mmjax.interop import adapter_reader, adapter_writer, adapters, hub, processors
 from mmjax.interop import inputs as inputs_of_class
 from mmjax.interop.registry import ARCHITECTURES, choose, recognise
+from mmjax.interop.vocabulary import grow, with_room
 from mmjax.layers.lora import add_lora, is_factor, lora_scales, merge_lora
 from mmjax.layers.parameters import Definition, Parameters, define
 from mmjax.parallel.axes import shardings
@@ -132,7 +133,7 @@ def describe(model: Model, architecture: str | None = None) -> tuple[str, dict[s
     Raises:
       UserError: no such class.
     """
-    parts = resolved_parts(model)
+    parts = with_room(resolved_parts(model), model.processor)
     name = architecture or model.config.get("architecture") or choose(parts)
     if name not in ARCHITECTURES:
         raise UserError(f"architecture={name!r} is not supported{suggest(name, ARCHITECTURES)}")
@@ -188,7 +189,8 @@ def save_pretrained(
     """
     directory = Path(directory)
     name, config = describe(model, architecture)
-    parts, specs = resolved_parts(model), model.definition.specs
+    parts, specs = with_room(resolved_parts(model), model.processor), model.definition.specs
+    grows = parts != resolved_parts(model)
     vision = parts.get("encoders.image", {})
     if vision.get("final_eps") != vision.get("eps"):
         log.warning(
@@ -198,8 +200,12 @@ def save_pretrained(
     rows, scales = ARCHITECTURES[name].table(parts), lora_scales(model.definition)
     if base is None:
         parameters = merge_lora(dict(model.parameters), scales)
+        if grows:
+            parameters, specs = grow(parameters, specs, parts["llm"]["vocab"])
         files = safetensors.save_directory(directory, table.write(rows, parameters, specs), shard_bytes=shard_bytes)
         files.append(processors.write_json(directory / "config.json", config))
+    elif grows:
+        raise UserError("the image placeholder needs a row that the base's vocabulary lacks: write the whole model (--to=hf)")
     else:
         parameters = {path: value for path, value in model.parameters.items() if not is_factor(path)}
         folder = hub.local_directory(base)
@@ -241,7 +247,7 @@ def hf_forward(model: Model, inputs: Mapping[str, Any]) -> dict[str, np.ndarray 
     name, config = describe(model)
     arrays = {key: np.asarray(value) for key, value in inputs.items() if not isinstance(value, bool) and value is not None}
     flags = {key: value for key, value in inputs.items() if isinstance(value, bool)}
-    arrays = inputs_of_class.checked(arrays, flags, config, resolved_parts(model))
+    arrays = inputs_of_class.checked(arrays, flags, config, resolved_parts(model), reads_text=ARCHITECTURES[name].reads_text)
 
     def forward(parameters: Parameters, arrays: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
         return ARCHITECTURES[name].forward(model.definition.bind(parameters), {**arrays, **flags}, config)

@@ -30,7 +30,9 @@ IMAGE_SETTINGS = ("preprocessor_config.json", "video_preprocessor_config.json", 
 PLACEHOLDERS = {"image_token_index": "<image>", "video_token_index": "<video>"}
 PROCESSORS = {
     "Blip2ForConditionalGeneration": "Blip2Processor",
+    "Blip2Model": "Blip2Processor",
     "Blip2ForImageTextRetrieval": "Blip2Processor",
+    "Blip2VisionModelWithProjection": "Blip2Processor",
     "InstructBlipForConditionalGeneration": "InstructBlipProcessor",
     "InstructBlipVideoForConditionalGeneration": "InstructBlipVideoProcessor",
     "LlavaForConditionalGeneration": "LlavaProcessor",
@@ -200,6 +202,16 @@ def _placeholder_id(config: Mapping[str, Any], processor: Processor) -> int:
     return tokenizer.get_vocab().get(placeholder, len(tokenizer))
 
 
+def _roles(tokenizer: PreTrainedTokenizerFast) -> dict[str, str | None]:
+    return {name: getattr(tokenizer, f"{name}_token") for name in ("bos", "eos", "unk", "pad", "cls", "sep", "mask")}
+
+
+def spare_tokens(tokenizer: PreTrainedTokenizerFast) -> list[str]:
+    """Special tokens that have no role."""
+    added, roles = json.loads(tokenizer.backend_tokenizer.to_str())["added_tokens"], _roles(tokenizer).values()
+    return [token["content"] for token in added if token["special"] and token["content"] not in roles]
+
+
 def with_placeholder(
     tokenizer: PreTrainedTokenizerFast, vocabulary: int, placeholder: str = PLACEHOLDERS["image_token_index"]
 ) -> PreTrainedTokenizerFast:
@@ -220,22 +232,21 @@ def with_placeholder(
         tokenizer = copy.deepcopy(tokenizer)
         tokenizer.add_tokens([AddedToken(placeholder, normalized=False, special=True)], special_tokens=True)
         return tokenizer
-    roles = {name: getattr(tokenizer, f"{name}_token") for name in ("bos", "eos", "unk", "pad", "cls", "sep", "mask")}
-    state = json.loads(tokenizer.backend_tokenizer.to_str())
-    spare = [token for token in state["added_tokens"] if token["special"] and token["content"] not in roles.values()]
+    spare = spare_tokens(tokenizer)
     if not spare:
         raise UserError(
             f"the tokenizer fills the vocabulary of {vocabulary} and has no spare special token, so that no id is left for "
             f"{placeholder}; use a language model with a larger vocabulary"
         )
-    vocab = state["model"]["vocab"]
-    if (old := spare[-1]["content"]) in vocab:
+    state = json.loads(tokenizer.backend_tokenizer.to_str())
+    vocab, old = state["model"]["vocab"], spare[-1]
+    if old in vocab:
         vocab[placeholder] = vocab.pop(old)
-    spare[-1]["content"] = placeholder
+    next(token for token in state["added_tokens"] if token["content"] == old)["content"] = placeholder
     renamed = PreTrainedTokenizerFast(
         tokenizer_object=Tokenizer.from_str(json.dumps(state)),
         clean_up_tokenization_spaces=False,
-        **{f"{name}_token": token for name, token in roles.items() if token is not None},
+        **{f"{name}_token": token for name, token in _roles(tokenizer).items() if token is not None},
     )
     renamed.chat_template = tokenizer.chat_template
     return renamed
@@ -262,7 +273,7 @@ def save(
         return files
     if isinstance(processor, EncoderProcessor):
         return files + (_save_tokenizer(processor.tokenizer, directory) if processor.tokenizer is not None else [])
-    if architecture == "Blip2ForImageTextRetrieval":
+    if architecture in ("Blip2ForImageTextRetrieval", "Blip2VisionModelWithProjection"):
         return files + _save_tokenizer(_query_tokenizer(processor), directory)
     text = config.get("text_config", config)
     names = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")

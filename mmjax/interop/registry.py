@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -43,6 +45,12 @@ def _blip2_table(parts: Parts, **connector: Any) -> Table:
     if config.output_width:
         table += prefixed(_language_table(parts), "", "language_model.")
     return table
+
+
+def _blip2_vision_table(parts: Parts) -> Table:
+    """Of the retrieval model what pictures pass: no embeddings of text, one head."""
+    left_out = r"connectors\.image\.(word_embedding|position_embedding|heads\.(?!image_projection))"
+    return [row for row in _blip2_table(parts, output_width=0) if not re.match(left_out, row.ours or "")]
 
 
 def _llava_table(parts: Parts) -> Table:
@@ -90,6 +98,7 @@ class Architecture:
       table: our parts -> the weight table of the whole.
       forward: (bound system, inputs, config.json) -> outputs, under the class's own names.
       defaults: what the class assumes where config.json is silent, unless `parts` knows it.
+      reads_text: whether its inputs hold input_ids, where its parts could read them.
     """
 
     model_type: str
@@ -98,6 +107,7 @@ class Architecture:
     table: Callable[[Parts], Table]
     forward: Callable[[Any, Mapping[str, Any], Mapping[str, Any]], dict[str, Any]]
     defaults: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    reads_text: bool = True
 
     def settled(self, parts: Parts, tensors: Tensors) -> Parts:
         """The parts with what only the files tell: poolers (`mmjax.interop.encoders.as_stored`), and whether the language
@@ -172,6 +182,13 @@ ARCHITECTURES: dict[str, Architecture] = {
         "blip-2", blip2.retrieval_parts, blip2.retrieval_config,
         lambda parts: _blip2_table(parts, output_width=0), forward.retrieval,
     ),
+    "Blip2Model": Architecture(
+        "blip-2", blip2.blip2_parts, blip2.blip2_config,
+        lambda parts: _blip2_table(parts, vocab=0, stage1=False), forward.blip2,
+    ),
+    "Blip2VisionModelWithProjection": Architecture(
+        "blip-2", blip2.retrieval_parts, blip2.retrieval_config, _blip2_vision_table, forward.blip2_vision, reads_text=False,
+    ),
     "LlavaForConditionalGeneration": Architecture(
         "llava", llava.llava_parts, llava.llava_config, _llava_table, forward.llava, llava.DEFAULTS,
     ),
@@ -216,6 +233,16 @@ ARCHITECTURES: dict[str, Architecture] = {
         "blip_2_vision_model", encoders.eva_part, encoders.eva_config,
         lambda parts: _image_table(parts, "eva", ("", "vision_model.")), forward.eva_tower,
     ),
+    **{
+        name: _image_tower(
+            model_type, encoders.eva_part, functools.partial(encoders.eva_config, model_type=model_type),
+            lambda parts: _image_table(parts, "eva"), forward.eva_tower,
+        )
+        for name, model_type in {
+            "InstructBlipVisionModel": "instructblip_vision_model",
+            "InstructBlipVideoVisionModel": "instructblipvideo_vision_model",
+        }.items()
+    },
     "BertModel": _text_tower(
         "bert", encoders.bert_part, encoders.bert_config, lambda parts: _text_table(parts, "bert", ("", "bert.")),
     ),
@@ -228,6 +255,15 @@ ARCHITECTURES: dict[str, Architecture] = {
 
 # Classes of which the trunk alone is read.
 TRUNKS = {"BertForMaskedLM": "BertModel", "BertForPreTraining": "BertModel"}
+# Pieces of models that are read and written as wholes.
+PIECES = {
+    "Blip2TextModelWithProjection": "Blip2ForImageTextRetrieval",
+    "Blip2QFormerModel": "Blip2ForConditionalGeneration or Blip2ForImageTextRetrieval",
+    "InstructBlipQFormerModel": "InstructBlipForConditionalGeneration",
+    "InstructBlipModel": "InstructBlipForConditionalGeneration",
+    "InstructBlipVideoQFormerModel": "InstructBlipVideoForConditionalGeneration",
+    "InstructBlipVideoModel": "InstructBlipVideoForConditionalGeneration",
+}
 
 
 def recognise(config: Mapping[str, Any]) -> str:
@@ -241,6 +277,8 @@ def recognise(config: Mapping[str, Any]) -> str:
     if named:
         return named[0]
     asked = (config.get("architectures") or [config.get("model_type")])[0]
+    if asked in PIECES:
+        raise UserError(f"config.json asks for {asked}, a piece that is not read alone: take {PIECES[asked]}, which holds it")
     of_type = [name for name, entry in ARCHITECTURES.items() if entry.model_type == config.get("model_type")]
     if of_type and not config.get("architectures"):
         return of_type[0]

@@ -70,6 +70,19 @@ def test_a_qformer_that_begins_as_bert_reads_texts_as_bert(tmp_path, first_names
     assert parameters["connectors.image.word_embedding.table"].shape == (41, 24)
 
 
+@pytest.mark.parametrize("name", ["Blip2VisionModel", "InstructBlipVisionModel", "InstructBlipVideoVisionModel"])
+def test_a_tower_comes_from_a_directory_of_its_own(tmp_path, name):
+    cls = getattr(transformers, name)
+    sizes = {**tiny.VISION, "hidden_size": 32, "num_attention_heads": 16, "num_hidden_layers": 3}
+    reference = tiny.draw(cls(cls.config_class(**sizes)), tmp_path)
+    _, parameters = begin(image=tmp_path)
+    theirs = reference.state_dict()
+    np.testing.assert_array_equal(parameters["encoders.image.norm.scale"], theirs["post_layernorm.weight"])
+    for layer in range(3):
+        kernel = theirs[f"encoder.layers.{layer}.mlp.fc1.weight"].T
+        np.testing.assert_array_equal(parameters["encoders.image.layers.mlp.up.kernel"][layer], kernel)
+
+
 def test_parts_come_from_files_of_lavis(tmp_path, caplog):
     kind, text, prefix, _ = test_lavis.STAGE2["opt"]
     reference = test_lavis.make(tmp_path, kind, text)
