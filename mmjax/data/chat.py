@@ -7,14 +7,14 @@ template that drops or repeats a message is found out.
 
 from __future__ import annotations
 
-import itertools
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerFast
 
-from mmjax.data.templates import MediumSlot, Rendered, Segment
+from mmjax.data.exchanges import merged
+from mmjax.data.segments import MediumSlot, Segment, Words, joined
 from mmjax.types import Example, Part, Turn, UserError
 
 PAD = "\u2003"  # white space that no template writes: where it is gone, the template trims its messages
@@ -35,7 +35,7 @@ def conversation(tokenizer: PreTrainedTokenizerFast, example: Example) -> Segmen
     if not spoken:
         raise UserError(f"example {example.id!r}: expected a user turn, got turns by {[turn.role for turn in example.turns]}")
     turns = example.turns[: spoken[-1] + 1]
-    return Segment(tuple(_joined(_contents(_render(tokenizer, turns), turns))), query=turns[-1].text)
+    return Segment(tuple(joined(_contents(_render(tokenizer, turns), turns))), query=turns[-1].text)
 
 
 def end_of_turn(tokenizer: PreTrainedTokenizerFast) -> int | None:
@@ -69,44 +69,21 @@ def _render(tokenizer: PreTrainedTokenizerFast, turns: Sequence[Turn], *, ask: b
     return str(text)
 
 
-def _contents(text: str, turns: Sequence[Turn]) -> Iterable[str | Part]:
-    """The template's own text as strings, and between them the parts of the turns."""
+def _contents(text: str, turns: Sequence[Turn]) -> Iterator[Words | MediumSlot]:
+    """The template's own text, and within it the parts of the turns."""
     start = 0
     for match in STAND_IN.finditer(text):
-        yield text[start : match.start()]
-        parts = list(_merged(turns[int(match[2])].parts))
+        yield Words(text[start : match.start()])
+        parts = list(merged(turns[int(match[2])].parts))
         for number, part in enumerate(parts):
             words = part.text
-            if words is not None and number == 0 and not match[1]:
+            if words is None:
+                yield MediumSlot(part.medium)  # pyright: ignore[reportArgumentType]
+                continue
+            if number == 0 and not match[1]:
                 words = words.lstrip()
-            if words is not None and number == len(parts) - 1 and not match[3]:
+            if number == len(parts) - 1 and not match[3]:
                 words = words.rstrip()
-            yield Part(words, part.medium)
+            yield Words(words, quoted=True)
         start = match.end()
-    yield text[start:]
-
-
-def _merged(parts: Iterable[Part]) -> Iterable[Part]:
-    """The parts with neighbouring texts joined by a space."""
-    for is_text, group in itertools.groupby(parts, key=lambda part: part.text is not None):
-        if is_text:
-            yield Part(" ".join(str(part.text) for part in group))
-        else:
-            yield from group
-
-
-def _joined(contents: Iterable[str | Part]) -> Iterable[Rendered | MediumSlot]:
-    """The contents with all text between two media as one."""
-    text, quotes = "", []
-    for content in (*contents, None):
-        if isinstance(content, str):
-            text += content
-        elif content is not None and content.text is not None:
-            quotes.append((len(text), len(text) + len(content.text)))
-            text += content.text
-        else:
-            if text:
-                yield Rendered(text, tuple(quotes))
-            if content is not None and content.medium is not None:
-                yield MediumSlot(content.medium)
-            text, quotes = "", []
+    yield Words(text[start:])

@@ -8,15 +8,16 @@ from collections.abc import Mapping
 import grain.python as grain
 
 from mmjax.data.config import DataConfig
-from mmjax.data.templates import draw
+from mmjax.data.segments import draw
 from mmjax.types import Example, Source, UserError
 
 
 @dataclasses.dataclass(frozen=True)
 class Unreadable:
-    """Stands for a record that cannot be read."""
+    """Stands for a record that cannot be read, or an example that its template cannot use."""
 
     message: str
+    reason: str = "unreadable record"
 
 
 @dataclasses.dataclass(frozen=True)

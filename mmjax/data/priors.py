@@ -10,7 +10,8 @@ import numpy as np
 from jaxtyping import Float
 
 from mmjax.data.processor import Processor
-from mmjax.data.templates import Piece, draw, template
+from mmjax.data.segments import Piece, draw
+from mmjax.data.templates import template
 from mmjax.types import Source, UserError
 
 SAMPLE = 8000  # examples that are counted at most, evenly spread

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,11 +23,13 @@ from mmjax.data.config import TokenizerConfig
 from mmjax.data.media.image import ImageError, ImageTransform, decode_image, size_of, transform_image
 from mmjax.data.media.tiles import Tiling
 from mmjax.data.media.video import FRAMES, with_frames
-from mmjax.data.templates import Ids, MediumSlot, Piece, Rendered, Segment, Special, template, verbatim
-from mmjax.data.tokenizer import load_tokenizer, rendered_encoder, text_encoder
-from mmjax.types import Batch, Example, Medium, UserError, ask
+from mmjax.data.segments import Ids, MediumSlot, Piece, Rendered, Segment, Special
+from mmjax.data.templates import template, verbatim
+from mmjax.data.tokenizer import Encoder, learnt_weights, load_tokenizer, rendered_encoder, text_encoder
+from mmjax.types import Batch, Example, ExampleError, Medium, UserError, ask
 
 Size = tuple[int, int] | None  # height, width of a picture
+Weighted = tuple[tuple[int, float], ...]  # ids with their loss weights
 
 PROMPT_BUCKET = 32  # prompt rows are padded to a multiple of this, so that few lengths are compiled
 
@@ -47,6 +50,7 @@ class TokenisedSegment:
       query: ids that the connector reads with each of the media, empty = none.
       prompt: the query's text, by which answer priors are found.
       answer: position of the answer's first token, −1 = none.
+      lost: positions that were cut off its end, since it was longer than the longest example.
     """
 
     tokens: Int[np.ndarray, "t"]
@@ -59,6 +63,7 @@ class TokenisedSegment:
     query: tuple[int, ...]
     prompt: str
     answer: int
+    lost: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,6 +85,7 @@ class Processor:
       tiling: how pictures are cut into tiles, if they are.
       positions: rows of the language model's table of learned positions, which no text in training may outgrow; 0 = none.
       frames: pictures that a video becomes.
+      longest: positions that a conversation has at most in training; 0 = any.
     """
 
     llm: PreTrainedTokenizerFast
@@ -99,6 +105,7 @@ class Processor:
     tiling: Tiling | None = None
     positions: int = 0
     frames: int = FRAMES
+    longest: int = 0
 
     def __post_init__(self):
         for name in ("begin", "end"):
@@ -147,9 +154,20 @@ class Processor:
         return self.vocabulary or len(self.llm)
 
     def end_ids(self, template_name: str | None = None) -> tuple[int, ...]:
-        """Tokens that end an answer: `end` or EOS, `other_ends`, and in a "chat" what its template ends a turn with."""
+        """Tokens that end an answer: `end` or EOS, `other_ends`, what the template ends one with if that is a special token; in
+        a "chat", what its template ends a turn with."""
         turn = self._end_of_turn if template_name == "chat" else None
-        return tuple(sorted({token for token in (self.end_id, *self.other_ends, turn) if token is not None}))
+        text = self._template_end(template_name)
+        own = self._token(text) if text in self.llm.all_special_tokens else None
+        return tuple(sorted({token for token in (self.end_id, *self.other_ends, turn, own) if token is not None}))
+
+    def end_strings(self, template_name: str | None = None) -> tuple[str, ...]:
+        """What the template ends an answer with, if that is no special token: the answer is what comes before it."""
+        text = self._template_end(template_name)
+        return (text,) if text and text not in self.llm.all_special_tokens else ()
+
+    def _template_end(self, name: str | None) -> str:
+        return "" if name in (None, "chat") else template(name).end
 
     @functools.cached_property
     def _end_of_turn(self) -> int | None:
@@ -161,8 +179,8 @@ class Processor:
         return text_encoder(self.llm)
 
     @functools.cached_property
-    def encode_rendered(self) -> Callable[[str, Sequence[tuple[int, int]]], tuple[int, ...]]:
-        """(text of a chat template, what of it people wrote) -> ids of the language model."""
+    def encode_rendered(self) -> Encoder:
+        """(text of a chat template, what of it people wrote) -> ids of the language model, and where each stands."""
         return rendered_encoder(self.llm)
 
     @functools.cached_property
@@ -203,17 +221,23 @@ class Processor:
         media: list[int] = []
         slots: list[int] = []
         begins: list[int] = []
-        for part, ids in zip(segment.parts, self._ids(segment), strict=True):
+        room = self.longest if segment.may_be_cut and self.longest else sys.maxsize
+        lost = 0
+        for part, pairs in zip(segment.parts, self._weighted(segment), strict=True):
             begins.append(len(tokens))
             if isinstance(part, MediumSlot):
                 count, layout = self._layout(sizes[part.medium] if self.tiling else None)
+                if lost or len(tokens) + len(layout) > room:  # never within an image
+                    lost += len(layout)
+                    continue
                 features.extend(np.where(layout >= 0, layout + sum(slots) * self.soft_tokens, layout).tolist())
-                ids = (self.pad_id,) * len(layout)
+                pairs = ((self.pad_id, 0.0),) * len(layout)
                 media.append(part.medium)
                 slots.append(count)
-            weight = part.weight if isinstance(part, Piece | Special) else 0.0
-            tokens.extend(ids)
-            weights.extend([weight] * len(ids))
+            kept = () if lost else pairs[: room - len(tokens)]
+            lost += len(pairs) - len(kept)
+            tokens.extend(token for token, _ in kept)
+            weights.extend(weight for _, weight in kept)
             features.extend([-1] * (len(tokens) - len(features)))
         if tokens and not 0 <= min(tokens) <= max(tokens) < self.limit:
             raise UserError(
@@ -223,6 +247,8 @@ class Processor:
         answer = begins[segment.answer] if segment.answer >= 0 else -1
         source: list[int] = []
         if self.encoder_decoder:
+            if segment.may_be_cut:
+                raise UserError("a conversation is learnt all over, which an encoder–decoder cannot; choose another template")
             cut = (*begins, len(tokens))[_first_learnt(segment)]
             if any(feature != -1 for feature in features[cut:]):
                 raise UserError("an encoder–decoder reads media in its prompt, but the template puts one behind what is learnt")
@@ -235,33 +261,40 @@ class Processor:
             array.setflags(write=False)
         query = self._query(segment.query, self.truncate_query) if segment.query is not None and self.query_length else ()
         placeholders = sum(slots) * self.soft_tokens
-        return TokenisedSegment(*arrays, placeholders, tuple(media), tuple(slots), query, segment.query or "", answer)
+        return TokenisedSegment(*arrays, placeholders, tuple(media), tuple(slots), query, segment.query or "", answer, lost)
 
-    def _ids(self, segment: Segment) -> list[tuple[int, ...]]:
-        """The ids of each part of a segment, cut to the lengths of training."""
+    def _weighted(self, segment: Segment) -> list[Weighted]:
+        """The ids of each part of a segment with their loss weights, cut to the lengths of training."""
         special = {"bos": self.begin_id, "eos": self.end_id}
-        parts: list[tuple[int, ...]] = []
+        parts: list[Weighted] = []
         for part, before in zip(segment.parts, (None, *segment.parts), strict=False):
             match part:
                 case MediumSlot():
                     parts.append(())  # as many positions as its layout has
-                case Piece(text):
+                case Piece(text, weight):
                     follows = isinstance(before, Piece) and text.startswith(" ")
-                    parts.append(self.encode(text[1:] if follows and self._begins_words else text))
-                case Rendered(text, quotes):
-                    parts.append(self.encode_rendered(text, quotes))
-                case Special(name):
-                    parts.append(() if special[name] is None else (special[name],))
+                    ids = self.encode(text[1:] if follows and self._begins_words else text)
+                    parts.append(tuple((token, weight) for token in ids))
+                case Rendered():
+                    parts.append(self._rendered(part))
+                case Special(name, weight):
+                    parts.append(() if special[name] is None else ((special[name], weight),))
                 case Ids(ids):
-                    parts.append(ids)
+                    parts.append(tuple((token, 0.0) for token in ids))
         if self.prompt_length:
             read = [isinstance(part, Piece) and part.weight == 0 for part in segment.parts]
             marks = sum(isinstance(part, Special) and part.weight == 0 for part in segment.parts)  # these stay
             parts = _cut(parts, read, self.prompt_length - marks, 1)
         if self.answer_length:
-            learnt = [isinstance(part, Piece | Special) and part.weight > 0 for part in segment.parts]
-            parts = _cut(parts, learnt, self.answer_length, -1)
+            parts = _cut(parts, [_is_learnt(part) for part in segment.parts], self.answer_length, -1)
         return parts
+
+    def _rendered(self, part: Rendered) -> Weighted:
+        ids, spans = self.encode_rendered(part.text, part.quotes)
+        try:
+            return tuple(zip(ids, learnt_weights(spans, part.learnt), strict=True))
+        except ExampleError as error:
+            raise ExampleError(f"example {part.example!r}: {error}") from None
 
     @functools.cached_property
     def _begins_words(self) -> bool:
@@ -420,7 +453,14 @@ class Processor:
         (directory / "processor.json").write_text(json.dumps(sizes | {"connector": self.connector is not None}, indent=2))
 
 
-def _cut(parts: Sequence[tuple[int, ...]], chosen: Sequence[bool], room: int, step: int) -> list[tuple[int, ...]]:
+def _is_learnt(part: Any) -> bool:
+    """Whether all of a part has a loss."""
+    if isinstance(part, Rendered):
+        return part.learnt == ((0, len(part.text)),)
+    return isinstance(part, Piece | Special) and part.weight > 0
+
+
+def _cut(parts: Sequence[Weighted], chosen: Sequence[bool], room: int, step: int) -> list[Weighted]:
     """Leaves `room` ids to the chosen parts together: the last ones with step 1, the first ones with step −1."""
     cut = list(parts)
     excess = sum(len(ids) for ids, mine in zip(parts, chosen, strict=True) if mine) - max(room, 0)
@@ -434,8 +474,7 @@ def _cut(parts: Sequence[tuple[int, ...]], chosen: Sequence[bool], room: int, st
 
 def _first_learnt(segment: Segment) -> int:
     """Index of the first part with a loss: from there on a decoder writes, all before it an encoder reads."""
-    learnt = (n for n, part in enumerate(segment.parts) if isinstance(part, Piece | Special) and part.weight > 0)
-    return next(learnt, len(segment.parts))
+    return next((n for n, part in enumerate(segment.parts) if _is_learnt(part)), len(segment.parts))
 
 
 def _bucket(length: int) -> int:

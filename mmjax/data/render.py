@@ -20,8 +20,9 @@ from mmjax.data.media.video import pictures_of, places, with_places
 from mmjax.data.mixture import Unreadable
 from mmjax.data.packing import plan_window
 from mmjax.data.processor import Processor, TokenisedSegment
-from mmjax.data.templates import draw, template
-from mmjax.types import Batch, Example, UserError
+from mmjax.data.segments import draw
+from mmjax.data.templates import template
+from mmjax.types import Batch, Example, ExampleError, UserError
 
 Skip = tuple[str, str]  # reason, message
 
@@ -82,8 +83,11 @@ class Renderer:
         source = self.config.mixture[name]
         example = clean_example(example) if source.cleaning else example
         spread = with_places(example, self.config.frames)
-        segments = template(source.template)(spread, draw(self.seed, "template", position))
-        return example, tuple(self.processor.tokenise(segment, spread.media) for segment in segments)
+        try:
+            segments = template(source.template)(spread, draw(self.seed, "template", position))
+            return example, tuple(self.processor.tokenise(segment, spread.media) for segment in segments)
+        except ExampleError as error:
+            return Unreadable(str(error), "unusable example"), ()
 
     def misfit(self, segments: tuple[TokenisedSegment, ...]) -> str:
         """Why no row can hold these segments; "" if one can."""
@@ -107,7 +111,7 @@ class Renderer:
         """The item at a position with its media decoded, or None; and what was skipped."""
         example, segments = self.segments(position)
         if isinstance(example, Unreadable):
-            return None, [("unreadable record", example.message)]
+            return None, [(example.reason, example.message)]
         if reason := self.misfit(segments):
             return None, [(TOO_LONG, f"example {example.id!r} {reason}")]
         images: dict[int, np.ndarray | None] = {}

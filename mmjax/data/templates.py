@@ -1,186 +1,22 @@
-"""Templates: an Example -> the segments that a language model reads and what is learnt in them.
-
-A segment is one unit of attention: its tokens see one another and nothing else of their row. Templates hold text
-only as pieces, so that the tokens of a prompt are the same ones in training and in inference.
-"""
+"""Templates: an Example -> the segments that a language model reads and what is learnt in them."""
 
 from __future__ import annotations
 
-import collections
 import dataclasses
 import functools
-import hashlib
 from collections.abc import Callable, Iterator
-from typing import Literal
 
 from mmjax.data import prompts
-from mmjax.types import Example, Part, Turn, UserError
-
-
-@dataclasses.dataclass(frozen=True)
-class Piece:
-    """Text and the loss weight of each of its tokens as a target."""
-
-    text: str
-    weight: float = 0.0
-
-
-@dataclasses.dataclass(frozen=True)
-class Special:
-    """A token of the tokenizer's own, and its loss weight as a target. One that the tokenizer lacks is left out."""
-
-    name: Literal["bos", "eos"]
-    weight: float = 0.0
-
-
-@dataclasses.dataclass(frozen=True)
-class Rendered:
-    """Text that a chat template made, whose special tokens are real ones; see `mmjax.data.chat`.
-
-    Args:
-      text: tokenised as a whole.
-      quotes: (start, end) of what people wrote within it: plain text, whatever it spells.
-    """
-
-    text: str
-    quotes: tuple[tuple[int, int], ...]
-
-
-@dataclasses.dataclass(frozen=True)
-class Ids:
-    """Tokens that have their ids already."""
-
-    tokens: tuple[int, ...]
-
-
-@dataclasses.dataclass(frozen=True)
-class MediumSlot:
-    """Where the soft tokens of a medium of the example stand."""
-
-    medium: int
-
-
-@dataclasses.dataclass(frozen=True)
-class Segment:
-    """One prompt, with its continuation in training.
-
-    Args:
-      parts: in reading order.
-      query: what a connector that reads text is told about the segment's media; also the key of the answer prior.
-      answer: index in `parts` of the piece that answers, −1 = none.
-    """
-
-    parts: tuple[Piece | Rendered | Special | Ids | MediumSlot, ...]
-    query: str | None = None
-    answer: int = -1
-
-
-@dataclasses.dataclass(frozen=True)
-class Template:
-    """How a kind of example is rendered.
-
-    Args:
-      segments: (example, seed) -> the training segments. What is drawn at random depends on the example's id and the seed.
-      prompt: (example, seed) -> the segment of the last question, without its answer.
-      remembers: whether a prompt holds the questions and answers before it.
-    """
-
-    segments: Callable[[Example, int], list[Segment]]
-    prompt: Callable[[Example, int], Segment]
-    remembers: bool = False
-
-    def __call__(self, example: Example, seed: int = 0) -> list[Segment]:
-        return self.segments(example, seed)
-
-
-def draw(*key: str | int) -> int:
-    """A 63-bit number that depends on the key only: the same in every process and on every machine."""
-    return int.from_bytes(hashlib.blake2b(repr(key).encode(), digest_size=8).digest(), "little") >> 1
-
-
-def exchanges(example: Example) -> Iterator[tuple[str, tuple[int, ...], str | None]]:
-    """The questions of an example: (question, the media shown so far, answer or None).
-
-    A last question without an assistant turn is answered by the most frequent of `example.answers`, the first of equals.
-    """
-    media: tuple[int, ...] = ()
-    question = None
-    for turn in example.turns:
-        if turn.role == "user":
-            media, question = media + turn.media, turn.text
-        elif turn.role == "assistant" and question is not None:
-            yield question, media, turn.text
-            question = None
-    if question is not None:
-        yield question, media, collections.Counter(example.answers).most_common(1)[0][0] if example.answers else None
-
-
-def single_questions(example: Example) -> list[Example]:
-    """Splits an example into one per question, each with the media shown until then and its answers, for evaluation.
-
-    Args:
-      example: `meta["questions"]`, where there, holds for each question a mapping of what is its own: "answers" (all that are
-        accepted), "kind", "choices", …; `meta["kinds"]` holds kinds alone.
-
-    Returns:
-      Examples with one user turn. Ids get the question's number: "shapes/test/7#2"; `meta` gets what is the question's own.
-    """
-    meta = dict(example.meta)
-    own, kinds = meta.pop("questions", ()), meta.pop("kinds", ())
-    asked = list(exchanges(example))
-    singles = []
-    for number, (question, media, answer) in enumerate(asked):
-        facts = {**({"kind": kinds[number]} if number < len(kinds) else {}), **(own[number] if number < len(own) else {})}
-        last = number == len(asked) - 1
-        answers = facts.pop("answers", None) or (example.answers if last else ()) or (() if answer is None else (answer,))
-        shown = sorted(set(media))
-        turn = Turn("user", (*(Part(medium=shown.index(index)) for index in media), Part(text=question)))
-        singles.append(
-            dataclasses.replace(
-                example,
-                id=f"{example.id}#{number}",
-                media=tuple(example.media[index] for index in shown),
-                turns=(turn,),
-                answers=tuple(answers),
-                meta={**meta, **facts},
-            )
-        )
-    return singles
+from mmjax.data.conversation import STYLES, conversations, plain
+from mmjax.data.exchanges import caption_of, exchanges, last_exchange
+from mmjax.data.segments import MediumSlot, Piece, Segment, Special, Template, draw
+from mmjax.types import Example, UserError
 
 
 def verbatim(example: Example) -> Segment:
     """The segment of a free prompt: all media, then the last user turn's text as it stands."""
-    question, media, _ = _last(example)
+    question, media, _ = last_exchange(example)
     return _ask(question, media, None)
-
-
-def _last(example: Example) -> tuple[str, tuple[int, ...], str | None]:
-    asked = list(exchanges(example))
-    if not asked:
-        raise UserError(f"example {example.id!r}: expected a user turn, got turns by {[turn.role for turn in example.turns]}")
-    return asked[-1]
-
-
-def captions_of(example: Example) -> tuple[str, ...]:
-    """All captions of an example: its `answers`, where nothing is asked, else `meta["caption"]` or what the assistant says.
-
-    Raises:
-      UserError: it has none.
-    """
-    if example.answers and not any(turn.role == "user" for turn in example.turns):
-        return example.answers
-    caption = example.meta.get("caption") or next((turn.text for turn in example.turns if turn.role == "assistant"), None)
-    if not caption:
-        raise UserError(
-            f"example {example.id!r}: expected meta['caption'], an assistant turn or answers, got none; choose another template"
-        )
-    return (caption,)
-
-
-def caption_of(example: Example, seed: int) -> str:
-    """One of `captions_of`, drawn at random."""
-    captions = captions_of(example)
-    return captions[draw(example.id, seed, "caption") % len(captions)]
 
 
 def _answer(example: Example, question: str, answer: str | None) -> str:
@@ -211,7 +47,7 @@ def _questions(*formats: str) -> Template:
         ]
 
     def prompt(example: Example, seed: int) -> Segment:
-        question, media, _ = _last(example)
+        question, media, _ = last_exchange(example)
         return _ask(text(example, seed, len(list(exchanges(example))) - 1, question), media, None)
 
     return Template(segments, prompt)
@@ -234,7 +70,7 @@ def _dialogue() -> Template:
         return [_ask(text, media, _answer(example, text, answer)) for text, media, answer in rendered(example)]
 
     def prompt(example: Example, seed: int) -> Segment:
-        _last(example)
+        last_exchange(example)
         *_, (text, media, _) = rendered(example)
         return _ask(text, media, None)
 
@@ -250,7 +86,7 @@ def _choices(text: Callable[[str, str, tuple[str, ...]], str], *, letters: bool)
     """
 
     def ask(example: Example, learn: bool) -> Segment:
-        question, media, answer = _last(example)
+        question, media, answer = last_exchange(example)
         choices = tuple(example.meta.get("choices", ()))
         prompt = text(question, example.meta.get("context", ""), choices)
         if not learn:
@@ -371,7 +207,7 @@ def _document(caption_weight: float, question_weight: float) -> Template:
             parts += [ask(question), Piece(f" {_answer(example, question, answer)}", 1.0), Special("eos", 1.0)]
         return [Segment(tuple(parts))]
 
-    return Template(segments, lambda example, seed: Segment((Special("bos"), ask(_last(example)[0]))))
+    return Template(segments, lambda example, seed: Segment((Special("bos"), ask(last_exchange(example)[0]))))
 
 
 TEMPLATES: dict[str, Template] = {
@@ -394,6 +230,9 @@ TEMPLATES: dict[str, Template] = {
     "choices": _choices(_row_of_choices, letters=False),
     "choices_short": _choices(functools.partial(_row_of_choices, end="Short answer:"), letters=False),
     "choice_letters": _choices(_lines_of_choices, letters=True),
+    "llava_plain": plain(),
+    "minigpt4_plain": plain(),
+    **{name: conversations(style) for name, style in STYLES.items()},
 }
 
 

@@ -8,13 +8,15 @@ from __future__ import annotations
 import bisect
 import functools
 import itertools
-from collections.abc import Callable, Sequence
+import json
+from collections.abc import Callable
 from pathlib import Path
 
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from mmjax.types import UserError
+from mmjax.data.segments import Spans
+from mmjax.types import ExampleError, UserError
 
 CACHE = 65536  # distinct texts whose ids are remembered
 
@@ -62,8 +64,11 @@ def text_encoder(tokenizer: PreTrainedTokenizerFast) -> Callable[[str], tuple[in
     return encode
 
 
-def rendered_encoder(tokenizer: PreTrainedTokenizerFast) -> Callable[[str, Sequence[tuple[int, int]]], tuple[int, ...]]:
-    """A function (text, quotes) -> ids, in which special tokens are real except where they touch a quote.
+Encoder = Callable[[str, Spans], tuple[tuple[int, ...], Spans]]
+
+
+def rendered_encoder(tokenizer: PreTrainedTokenizerFast) -> Encoder:
+    """A function (text, quotes) -> ids and where each stands, in which special tokens are real except where they touch a quote.
 
     Args of the function:
       text: what a chat template rendered; no BOS or EOS is added.
@@ -75,7 +80,7 @@ def rendered_encoder(tokenizer: PreTrainedTokenizerFast) -> Callable[[str, Seque
     backend = _backend(tokenizer)
     names = {token: backend.id_to_token(token) for token in _special_ids(tokenizer)}
 
-    def encode(text: str, quotes: Sequence[tuple[int, int]]) -> tuple[int, ...]:
+    def encode(text: str, quotes: Spans) -> tuple[tuple[int, ...], Spans]:
         ends = [end for _, end in quotes]
 
         def forged(start: int, end: int) -> bool:
@@ -83,6 +88,7 @@ def rendered_encoder(tokenizer: PreTrainedTokenizerFast) -> Callable[[str, Seque
             return after < len(quotes) and quotes[after][0] < end
 
         ids: list[int] = []
+        spans: list[tuple[int, int]] = []
         pending = [(0, len(text))]  # stretches to tokenise, the next one last
         while pending:
             first, last = pending.pop()
@@ -93,20 +99,46 @@ def rendered_encoder(tokenizer: PreTrainedTokenizerFast) -> Callable[[str, Seque
                 name = names.get(token, "")
                 begin = max(text.find(name, first + start, first + end), first + start)
                 if token not in names or not forged(begin, min(begin + len(name), first + end)):
-                    kept.append(token)
+                    kept.append((token, (first + start, first + end)))
                 elif first + end - begin > 1:
                     cuts.append(begin + 1)
             if cuts:
                 pending += reversed(list(itertools.pairwise(sorted({first, *cuts, last}))))
             else:
-                ids += kept
-        return tuple(ids)
+                ids += (token for token, _ in kept)
+                spans += (span for _, span in kept)
+        return tuple(ids), tuple(spans)
 
     return encode
 
 
+def learnt_weights(spans: Spans, learnt: Spans) -> tuple[float, ...]:
+    """The loss weight of each token: 1 within what is learnt, 0 outside.
+
+    Args:
+      spans: where each token stands in its text.
+      learnt: the stretches of the text that have a loss.
+
+    Raises:
+      ExampleError: a token reaches across a border, so that its weight is neither.
+    """
+    borders = [border for stretch in learnt for border in stretch]
+    weights = []
+    for start, end in spans:
+        side = bisect.bisect_right(borders, start)
+        if end > start and bisect.bisect_left(borders, end) != side:
+            raise ExampleError(
+                f"the token of letters {start} to {end} holds both what is read and what is learnt; this tokenizer and this "
+                "template do not go together here"
+            )
+        weights.append(float(side % 2))
+    return tuple(weights)
+
+
 def _backend(tokenizer: PreTrainedTokenizerFast) -> Tokenizer:
-    backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+    """A copy of the tokenizer's backend that cuts, pads and adds nothing, and whose offsets hold white space too."""
+    description = json.loads(tokenizer.backend_tokenizer.to_str())
+    backend = Tokenizer.from_str(json.dumps({**description, "post_processor": None}))
     backend.no_truncation()
     backend.no_padding()
     return backend

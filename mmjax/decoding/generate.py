@@ -78,7 +78,7 @@ def generate(
         options that are given prevail.
       batch_size: rows decoded at once.
       stream: give an iterator over pieces of the text of one single answer instead.
-      stop_strings: the answer ends before the first of these.
+      stop_strings: the answer ends before the first of these, and before what the template ends answers with.
       **options: fields of DecodingOptions: max_new_tokens, num_beams, do_sample, temperature, top_k, top_p, seed, …
 
     Returns:
@@ -131,6 +131,7 @@ def answer_batches(
       An iterator over the answers of `rows` examples at a time.
     """
     searcher = searcher_of(model)
+    stop_strings = (*stop_strings, *model.processor.end_strings(template))
     parts = batched(examples, rows)
 
     def prepare() -> tuple[int, Any] | None:
@@ -210,6 +211,7 @@ def _stream(
         raise UserError(
             f"stream=True gives one answer without beams, got {len(examples)} examples and num_beams={options.num_beams}"
         )
+    stop_strings = (*stop_strings, *model.processor.end_strings(template))
     batch = model.processor.prompts(examples, template)
     check_positions(model.definition.bind(model.parameters).llm, batch, options.max_new_tokens)
 

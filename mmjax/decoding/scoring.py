@@ -14,7 +14,7 @@ from numpy import ndarray
 
 from mmjax.data.batch import assemble
 from mmjax.data.media.video import with_frames
-from mmjax.data.templates import Piece, Segment, Special
+from mmjax.data.segments import Piece, Segment, Special
 from mmjax.decoding.inputs import as_examples, batched, bucket, check_positions
 from mmjax.decoding.placement import fetch, place
 from mmjax.decoding.writer import writer_of

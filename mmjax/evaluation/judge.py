@@ -11,7 +11,7 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from mmjax.data.templates import Piece, Rendered
+from mmjax.data.segments import Piece, Rendered
 from mmjax.decoding.writer import writer_of
 from mmjax.evaluation.config import EvaluationOptions
 from mmjax.evaluation.metrics import Metric, Scores, find_metric

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from mmjax.data.templates import captions_of, single_questions
+from mmjax.data.exchanges import captions_of, single_questions
 from mmjax.evaluation.config import EvaluationOptions
 from mmjax.types import Example, Medium, Part, Source, Turn, UserError
 from mmjax.types.model import Model

@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, UInt8
 from numpy import ndarray
 
-from mmjax.data.templates import captions_of
+from mmjax.data.exchanges import captions_of
 from mmjax.decoding.embed import embed
 from mmjax.decoding.inputs import batched, bucket
 from mmjax.decoding.placement import fetch, place

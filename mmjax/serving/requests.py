@@ -9,7 +9,8 @@ from typing import Any
 
 from mmjax.data.batch import Item
 from mmjax.data.media.image import decode_image
-from mmjax.data.templates import Ids, Segment, template
+from mmjax.data.segments import Ids, Segment
+from mmjax.data.templates import template
 from mmjax.decoding.options import DecodingOptions
 from mmjax.serving import settings as fields
 from mmjax.serving.pictures import load_picture

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from mmjax.data.batch import Item
-from mmjax.data.templates import Ids, MediumSlot, Segment
+from mmjax.data.segments import Ids, MediumSlot, Segment
 from mmjax.decoding.generate import make_options, searcher_of
 from mmjax.decoding.inputs import bucket
 from mmjax.serving.dispatcher import SLACK, rooms, take_shape

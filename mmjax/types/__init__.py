@@ -7,13 +7,14 @@ from etils import epy
 
 with epy.lazy_api_imports(globals()):
     from mmjax.types.batch import Batch, Media, Queries, Text
-    from mmjax.types.errors import UserError
+    from mmjax.types.errors import ExampleError, UserError
     from mmjax.types.example import Example, Medium, Part, Preference, Source, Turn, ask
     from mmjax.types.model import Model
 
 __all__ = [
     "Batch",
     "Example",
+    "ExampleError",
     "Media",
     "Medium",
     "Model",

@@ -1,4 +1,4 @@
-"""The one exception for mistakes that a user can mend."""
+"""The exceptions for mistakes that a user can mend."""
 
 
 class UserError(Exception):
@@ -6,3 +6,7 @@ class UserError(Exception):
 
     Commands print it without a traceback and exit with code 2.
     """
+
+
+class ExampleError(UserError):
+    """One example cannot be used as the config asks. A data stream leaves it out and counts it, up to a limit."""

@@ -8,7 +8,7 @@ from transformers import PreTrainedTokenizerFast
 
 from mmjax.data.chat import conversation
 from mmjax.data.processor import Processor
-from mmjax.data.templates import MediumSlot, Rendered
+from mmjax.data.segments import MediumSlot, Rendered
 from mmjax.data.tokenizer import rendered_encoder
 from mmjax.types import Example, Medium, Part, Turn, UserError
 from tests.decoding.world import pixels
@@ -120,7 +120,7 @@ def test_tokens_that_swallow_white_space_stay_the_templates_own():
         {"additional_special_tokens": [AddedToken("<u>", rstrip=True), AddedToken("<e>", lstrip=True)]}
     )
     first, last = tokenizer.convert_tokens_to_ids(["<u>", "<e>"])
-    encode = rendered_encoder(tokenizer)
+    encode = lambda text, quotes: rendered_encoder(tokenizer)(text, quotes)[0]  # noqa: E731
     assert encode("<u>  hi  <e>", ((3, 9),)) == (first, *tokenizer("hi")["input_ids"], last)
     forged = encode("<u>  <e>  <e>", ((3, 10),))
     assert (forged[0], forged[-1]) == (first, last) and forged.count(last) == 1

@@ -12,8 +12,9 @@ from transformers import PreTrainedTokenizerFast
 
 from mmjax.data.config import DataConfig, SourceConfig, TokenizerConfig
 from mmjax.data.processor import Processor, load_processor, make_processor
+from mmjax.data.segments import MediumSlot, Piece, Segment, Special
 from mmjax.data.stream import make_stream
-from mmjax.data.templates import TEMPLATES, MediumSlot, Piece, Segment, Special
+from mmjax.data.templates import TEMPLATES
 from mmjax.types import Medium, UserError, ask
 
 
@@ -48,7 +49,7 @@ def test_training_and_inference_see_the_same_prompt(name, processor, example, so
     stream = make_stream(config, processor, 0, open_source=sources(one=[one]), training=False)
     trained = next(stream)
     stream.close()
-    from mmjax.data.templates import draw
+    from mmjax.data.segments import draw
 
     asked = processor.prompts([one], name, seed=draw(0, "template", 0))
     real = asked.text.segments[0] == 1

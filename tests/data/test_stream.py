@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 
 from mmjax.data.config import SourceConfig
+from mmjax.data.exchanges import single_questions
 from mmjax.data.stream import make_stream
-from mmjax.data.templates import single_questions
 from mmjax.types import Batch, Example, Medium, Part, Turn, UserError
 
 
@@ -250,6 +250,19 @@ def test_unreadable_records_leave_a_gap(either, processor, sources, example):
     stream = make_stream(either, processor, 0, open_source=sources(world=Damaged(example(i) for i in range(23))))
     take(stream, 8)
     assert stream.skipped == stream.reasons["unreadable record"] >= 1
+
+
+def test_impossible_conversations_are_counted_by_name(either, processor, sources, example):
+    either = dataclasses.replace(either, mixture={"world": SourceConfig(path="world", template="llava_v1")}, length=96)
+    examples = [example(i) for i in range(23)]
+    examples[3] = dataclasses.replace(examples[3], turns=examples[3].turns[1:])
+    stream = make_stream(either, processor, 0, open_source=sources(world=examples))
+    take(stream, 6)
+    assert stream.skipped == stream.reasons["unusable example"] >= 1
+    silent = [dataclasses.replace(one, turns=one.turns[1:]) for one in examples[4:]]
+    stream = make_stream(either, processor, 0, open_source=sources(world=silent))
+    with pytest.raises(UserError, match=r"example 'world/train/\d+': turn 1 is by 'assistant'"):
+        take(stream, 12)
 
 
 def test_examples_longer_than_a_row_are_rejected_and_counted(either, processor, sources, example):

@@ -7,7 +7,8 @@ import json
 import pytest
 
 import data_pipelines
-from mmjax.data.templates import TEMPLATES, MediumSlot
+from mmjax.data.segments import MediumSlot
+from mmjax.data.templates import TEMPLATES
 from mmjax.types import Part, UserError
 from tests.data_pipelines.releases import prepared, write
 

@@ -7,7 +7,8 @@ import dataclasses
 import pytest
 
 import mmjax
-from mmjax.data.templates import TEMPLATES, Piece
+from mmjax.data.segments import Piece
+from mmjax.data.templates import TEMPLATES
 from mmjax.decoding.options import DecodingOptions
 from mmjax.decoding.published import PUBLISHED, published, system_of
 from mmjax.types import Example, Medium, Part, Turn, UserError, ask
