@@ -82,6 +82,7 @@ class Processor:
       begin, end: text of the one token that begins a text, and of that which ends an answer; "" = BOS and EOS.
       truncate_query, prompt_length, answer_length: what is cut where it is too long, as in DataConfig.
       other_ends: ids that end an answer too.
+      words: ids from here on are never answered: rows of the embedding that only fill it up; 0 = all may be.
       tiling: how pictures are cut into tiles, if they are.
       positions: rows of the language model's table of learned positions, which no text in training may outgrow; 0 = none.
       frames: pictures that a video becomes.
@@ -102,6 +103,7 @@ class Processor:
     prompt_length: int = 0
     answer_length: int = 0
     other_ends: tuple[int, ...] = ()
+    words: int = 0
     tiling: Tiling | None = None
     positions: int = 0
     frames: int = FRAMES
@@ -292,7 +294,7 @@ class Processor:
     def _rendered(self, part: Rendered) -> Weighted:
         ids, spans = self.encode_rendered(part.text, part.quotes)
         try:
-            return tuple(zip(ids, learnt_weights(spans, part.learnt), strict=True))
+            return tuple(zip(ids, learnt_weights(spans, part.learnt), strict=True))[part.skip :]
         except ExampleError as error:
             raise ExampleError(f"example {part.example!r}: {error}") from None
 

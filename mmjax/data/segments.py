@@ -42,12 +42,14 @@ class Rendered:
       quotes: what people wrote within it: plain text, whatever it spells.
       learnt: what of it has a loss weight of 1. A token across such a border is an error.
       example: id of the example, for errors.
+      skip: tokens at its beginning that are left out: those before it, which decide how it is split.
     """
 
     text: str
     quotes: Spans
     learnt: Spans = ()
     example: str = ""
+    skip: int = 0
 
 
 @dataclasses.dataclass(frozen=True)

@@ -107,8 +107,9 @@ def make_options(model: Model, options: dict[str, Any], template: str | None = N
     unknown = sorted(set(options) - set(known))
     if unknown:
         raise UserError(f"decoding option {unknown[0]!r} is unknown; there are {', '.join(known)}")
-    ends = model.processor.end_ids(template)
-    return DecodingOptions(**{"eos_token_id": ends, "pad_token_id": model.processor.pad_id, **options})
+    processor = model.processor
+    given = {"eos_token_id": processor.end_ids(template), "pad_token_id": processor.pad_id, "vocabulary": processor.words}
+    return DecodingOptions(**{**given, **options})
 
 
 def answer_batches(

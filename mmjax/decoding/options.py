@@ -40,6 +40,7 @@ class DecodingOptions:
         length, "never" when none can become better at any length.
       eos_token_id: the end token, or several; not given = the model's, see `Processor.end_ids`.
       pad_token_id: fills rows after their end.
+      vocabulary: ids from here on are never chosen; 0 = all may be; not given = the model's, see `Processor.words`.
       top_logprobs: so many likeliest tokens are told with the log-probability of each chosen one; without beams.
       seed: row i of a call draws from seed + i, so that its neighbours never matter.
     """
@@ -56,6 +57,7 @@ class DecodingOptions:
     early_stopping: bool | str = False
     eos_token_id: int | tuple[int, ...] = ()
     pad_token_id: int = 0
+    vocabulary: int = 0
     top_logprobs: int = 0
     seed: int = 0
 

@@ -78,12 +78,15 @@ def see(reader: Reader, tokens: Int[Array, "b"]) -> Reader:
 def process(
     scores: Float[Array, "b vocab"], reader: Reader, step: Int[Array, ""] | int, options: DecodingOptions, knobs: Knobs
 ) -> Float[Array, "b vocab"]:
-    """The scores to choose by: repetition penalty, no early end, and when drawing temperature, top-k, top-p, in this order.
+    """The scores to choose by: no id beyond the vocabulary, repetition penalty, no early end, and when drawing temperature,
+    top-k, top-p, in this order.
 
     Args:
       scores: logits, or log-probabilities in a beam search.
       step: tokens that the answer already has.
     """
+    if options.vocabulary:
+        scores = jnp.where(jnp.arange(scores.shape[-1]) < options.vocabulary, scores, -jnp.inf)
     if reader.seen is not None:
         penalty = options.repetition_penalty
         scores = jnp.where(reader.seen, jnp.where(scores < 0, scores * penalty, scores / penalty), scores)

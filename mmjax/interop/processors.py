@@ -25,6 +25,7 @@ from mmjax.types.files import replace_file
 
 QUERY_LENGTH = 128  # longest question that InstructBLIP's Q-Former was trained on
 QFORMER_TOKENIZER = "qformer_tokenizer"
+CHAT_TEMPLATE = "chat_template.json"  # where processors of transformers 4 keep it
 WHOLE = "processor_config.json"  # of tokenizer and image processor together
 IMAGE_SETTINGS = ("preprocessor_config.json", "video_preprocessor_config.json", WHOLE)
 PLACEHOLDERS = {"image_token_index": "<image>", "video_token_index": "<video>"}
@@ -117,12 +118,15 @@ def load(
         tokenizer = load_tokenizer(directory)
     reads = connector.get("vocab", 0) and tokenizer is not None
     llm = load_tokenizer(directory)
+    if llm.chat_template is None and (directory / CHAT_TEMPLATE).is_file():
+        llm.chat_template = read_json(directory / CHAT_TEMPLATE).get("chat_template")
     start = config.get("text_config", config).get("decoder_start_token_id", llm.pad_token_id)
     if reads_source(parts) and start != llm.pad_token_id:
         raise UserError(
             f"{directory}: decoder_start_token_id={start}; only the pad token, {llm.pad_token_id}, can begin a decoder's text"
         )
-    if "llm" in parts and (last := max(llm.get_vocab().values(), default=0)) >= (rows := parts["llm"]["vocab"]):
+    last = max(llm.get_vocab().values(), default=0)
+    if "llm" in parts and last >= (rows := parts["llm"]["vocab"]):
         raise UserError(
             f"the tokenizer in {directory} has ids up to {last}, the embedding table has {rows} rows (vocab_size in "
             "config.json): they are not of one model"
@@ -138,6 +142,7 @@ def load(
         encoder_decoder=reads_source(parts),
         transform=transform,
         other_ends=_end_tokens(directory, config),
+        words=last + 1 if connector.get("family") == "linear" else 0,
         tiling=tiling,
         positions=learned_positions(parts),
     )

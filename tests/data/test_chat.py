@@ -133,14 +133,44 @@ def test_media_stand_where_their_parts_are():
     assert parts == (
         Rendered("<|im_start|>user\n", ()),
         MediumSlot(0),
-        Rendered(" one two ", ((0, 9),)),
+        Rendered("<image> one two ", ((7, 16),), skip=1),
         MediumSlot(1),
-        Rendered("<|im_end|>\n<|im_start|>assistant\nok<|im_end|>\n<|im_start|>user\nand", ((33, 35), (63, 66))),
+        Rendered("<image><|im_end|>\n<|im_start|>assistant\nok<|im_end|>\n<|im_start|>user\nand", ((40, 42), (70, 73)), skip=1),
         MediumSlot(2),
-        Rendered("<|im_end|>\n<|im_start|>assistant\n", ()),
+        Rendered("<image><|im_end|>\n<|im_start|>assistant\n", (), skip=1),
     )
     segment = Processor(tokenizer, soft_tokens=2, image_size=8).tokenise(conversation(tokenizer, example))
     assert segment.placeholders == 6 and segment.media == (0, 1, 2)
+
+
+TYPED = (
+    "{% for message in messages %}{{ message['role'] + ': ' }}"
+    "{% for part in message['content'] if part['type'] == 'image' %}{{ '<image>\n' }}{% endfor %}"
+    "{% for part in message['content'] if part['type'] == 'text' %}{{ part['text'] | trim + ' ' }}{% endfor %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'assistant:' }}{% endif %}"
+)
+
+
+@pytest.mark.parametrize("scheme", ["always", "first"])
+def test_a_template_of_typed_parts_places_the_pictures(scheme):
+    """The ids around them are those of the whole text, however the tokenizer marks the beginning of words."""
+    tokenizer = make_tokenizer(TYPED, "pieces")
+    tokenizer.backend_tokenizer.normalizer = normalizers.Sequence([])
+    tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=scheme)
+    example = talk(("system", "Brief."), ("user", "What ", 0, 1), ("assistant", "A dog"), ("user", 2, "this <image>?"), media=3)
+    segment = conversation(tokenizer, example)
+    assert [part.medium for part in segment.parts if isinstance(part, MediumSlot)] == [0, 1, 2]
+    tokens = Processor(tokenizer, soft_tokens=1, image_size=8).tokenise(segment)
+    marker = tokenizer.convert_tokens_to_ids("<image>")
+    got = [marker if feature >= 0 else token for token, feature in zip(tokens.tokens, tokens.features, strict=True)]
+    whole = "system: Brief. user: <image>\n<image>\nWhat assistant: A dog user: <image>\nthis <image>? assistant:"
+    assert got[:-20] == tokenizer(whole)["input_ids"][: len(got) - 20]
+    assert got.count(marker) == 3 and tokens.features.max() == 2
+
+
+def test_a_turn_may_be_a_picture_alone():
+    parts = conversation(make_tokenizer(TYPED), talk(("user", 0), media=1)).parts
+    assert parts == (Rendered("user: ", ()), MediumSlot(0), Rendered("<image>\nassistant:", (), skip=1))
 
 
 def test_the_last_question_is_asked():
