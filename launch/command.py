@@ -71,12 +71,25 @@ def check_model(flag: str, directory: str) -> None:
         raise UserError(f"--{flag}={directory}: {what}; name the --workdir of a training run")
 
 
+def check_weights(flag: str, path: str) -> None:
+    """Raises UserError unless a path can be a model: as of `check_model`, or a pickled file of weights (.pth, .bin)."""
+    if not Path(path).is_file():
+        check_model(flag, path)
+
+
+def named_parts(values: list[str]) -> dict[str, str]:
+    """Where the parts are that a .pth file lacks, as --part=NAME=PATH says; UserError for one of another form."""
+    if wrong := [value for value in values if not all(value.partition("="))]:
+        raise UserError(f"--part={wrong[0]}: expected NAME=PATH, for example --part=llm=DIRECTORY")
+    return dict(value.split("=", 1) for value in values)
+
+
 def prepare_missing(experiment: Experiment) -> None:
     """Builds what the experiment reads from disk and names a builder for: data sets and pretrained parts that are missing."""
     sources = [source for stage in experiment.stages.values() for source in stage.data.mixture.values()]
     sources += [evaluation.source for evaluation in experiment.evaluations.values()]
     wanted = [(source.path, source.builder) for source in sources]
-    wanted += [(part.get("source"), part.get("builder")) for part in experiment.parts.values()]
+    wanted += [(part["source"], part["builder"]) for part in experiment.parts.values() if part.get("builder")]
     for path, builder in dict.fromkeys(wanted):
         if path and builder and not Path(path).exists():
             import data_pipelines

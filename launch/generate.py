@@ -1,6 +1,7 @@
 """Answers once: `python -m launch.generate --model=DIR --prompt=TEXT [--image=F]… [--video=F]…`; the answer goes to stdout.
 
-DIR is a run's workdir or a model in Hugging Face layout. Images, then videos come before the text, in the order given.
+DIR is a run's workdir or a model in Hugging Face layout; or a .pth file of LAVIS or MiniGPT-4, of which
+`--part=llm=DIR --part=connectors.image=DIR` name what it lacks. Images, then videos come before the text, in the order given.
 `--task=vqa` puts the question, and `--task=caption` asks for a caption, as the authors of BLIP-2 and InstructBLIP did.
 """
 
@@ -12,7 +13,8 @@ from launch import command
 from mmjax.data.media.image import decode_image
 from mmjax.types.errors import UserError
 
-MODEL = flags.DEFINE_string("model", None, "directory of a run or of a saved model", required=True)
+MODEL = flags.DEFINE_string("model", None, "directory of a run or of a saved model, or a .pth file", required=True)
+PART = flags.DEFINE_multi_string("part", [], "NAME=PATH of a part that a .pth file lacks; may be repeated")
 PROMPT = flags.DEFINE_string("prompt", None, 'the text, for example "Question: How many diamonds are there? Answer:"')
 TASK = flags.DEFINE_enum("task", None, ["vqa", "caption"], "published prompt and decoding; --prompt is then the question alone")
 IMAGE = flags.DEFINE_multi_string("image", [], "picture file; may be repeated")
@@ -22,13 +24,14 @@ NUM_BEAMS = flags.DEFINE_integer("num_beams", None, "beams of the search; defaul
 
 
 def main() -> None:
-    command.check_model("model", MODEL.value)
+    command.check_weights("model", MODEL.value)
+    parts = command.named_parts(PART.value)
     if PROMPT.value is None and TASK.value != "caption":
         raise UserError("--prompt is missing: give the text, or --task=caption")
     images = [decode_image(path) for path in IMAGE.value]
     import mmjax
 
-    model = mmjax.from_pretrained(MODEL.value)
+    model = mmjax.from_pretrained(MODEL.value, parts=parts)
     usual = {} if TASK.value else {"max_new_tokens": 32}
     given = {"max_new_tokens": MAX_NEW_TOKENS.value, "num_beams": NUM_BEAMS.value}
     options = usual | {name: value for name, value in given.items() if value is not None}

@@ -275,9 +275,21 @@ def open_file(path: str | Path) -> Tensors:
 
 
 def read_part(
-    name: str, source: str | Path, dtype: Any = None, mesh: Mesh | None = None, *, heads: Mapping[str, int] | None = None
+    name: str,
+    source: str | Path,
+    dtype: Any = None,
+    mesh: Mesh | None = None,
+    *,
+    heads: Mapping[str, int] | None = None,
+    part: Mapping[str, Any] | None = None,
 ) -> tuple[Part, Parameters]:
     """One part out of whatever holds it: a file as `from_file` reads it, or a directory in Hugging Face layout.
+
+    Args:
+      name: of the part.
+      source: of the file or directory, whose weights may be pickled.
+      dtype, mesh, heads: as of `from_file`.
+      part: its fields, for a file that holds too little to tell them: a trimmed one has of a tower the norm behind it.
 
     Returns:
       The part's fields, and what the source holds of its parameters.
@@ -286,20 +298,23 @@ def read_part(
       UserError: the source holds no such part.
     """
     if not Path(source).is_file():
-        model = from_pretrained(source, dtype, mesh)
+        model = from_pretrained(source, dtype, mesh, pickle=True, part=name)
         absent, parts = model.config["absent"], model.config["parts"]
+        found = list(parts)
         held = {path: value for path, value in model.parameters.items() if path not in absent}
     else:
         tensors = open_file(source)
         parts, rows = contents(tensors, {**HEADS, **(heads or {})})
+        found, parts = list(parts), parts if part is None else {name: dict(part), **parts}
         rows = [row for row in rows if name in parts and row.ours and row.ours.startswith(f"{name}.")]
         specs = {} if name not in parts else define(build_part(name, parts[name])).specs
         specs = {f"{name}.{path}": spec for path, spec in specs.items()}
         placement = None if mesh is None else shardings(specs, mesh)
         held = tables.read(rows, tensors, specs, dtype, placement, (r".*",))
-    if name not in parts:
-        raise UserError(f"{source} holds no {name}; it holds {', '.join(parts)}")
-    return dict(parts[name]), {path: value for path, value in held.items() if path.startswith(f"{name}.")}
+    held = {path: value for path, value in held.items() if path.startswith(f"{name}.")}
+    if not held:
+        raise UserError(f"{source} holds no {name}; it holds {', '.join(found)}")
+    return dict(parts[name]), held
 
 
 def _language_rows(part: Part, tensors: Tensors) -> Table:

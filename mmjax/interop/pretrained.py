@@ -221,8 +221,9 @@ def save_pretrained(
 
 def base_of(model: Model) -> str | None:
     """The directory or hub id that a model is an adaptation of: of the adapter that it was read from, else of all its parts."""
-    sources = {part.get("source") for part in model.config["parts"].values()}
-    return model.config.get("base") or (sources.pop() if len(sources) == 1 else None)
+    first, *others = (part.get("source") for part in model.config["parts"].values())
+    alone = isinstance(first, str) and all(other == first for other in others)
+    return model.config.get("base") or (first if alone else None)
 
 
 def hf_forward(model: Model, inputs: Mapping[str, Any]) -> dict[str, np.ndarray | tuple[np.ndarray, ...]]:

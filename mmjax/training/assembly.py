@@ -2,7 +2,7 @@
 
 Where the values of a parameter come from, first that applies:
   1. the last checkpoint of the latest stage that has trained it,
-  2. the directory or file that its part names as `source`,
+  2. the directories or files that its part names as `source`, in their order,
   3. a draw from (the run's seed, its path).
 Frozen parameters are therefore never stored by a run: the same three questions give them again, bit for bit.
 """
@@ -24,7 +24,7 @@ from jaxtyping import Array
 
 import mmjax
 from mmjax.connectors.qformer import from_bert
-from mmjax.interop import lavis, pretrained
+from mmjax.interop import lavis, minigpt4, pretrained
 from mmjax.interop.image_size import with_image_size
 from mmjax.layers.lora import is_factor, lora_scales, merge_lora
 from mmjax.layers.parameters import Definition, Parameters
@@ -45,6 +45,7 @@ log = logging.getLogger(__name__)
 PIECES = {
     "text branch of the Q-Former": r"connectors\.image\.((word|position)_embedding\.table|layers\..*\.text_(mlp|end)\..*)",
     "projection to a language model": r"connectors\.image\.projection\..*",
+    "norm behind the encoder": r"encoders\.image\.norm\..*",
     "heads of stage 1": r"connectors\.image\.heads\..*",
 }
 
@@ -179,9 +180,12 @@ def _place(assembly: Assembly, path: str, value: Array) -> Array:
 
 
 def _read_source(assembly: Assembly, part: str, config: Mapping[str, Any], paths: Collection[str]) -> dict[str, Array]:
-    """A part's weights from its source; what the source is known not to store is left to be drawn."""
-    source = config["source"]
-    weights, absent = _stored(assembly, part, config)
+    """A part's weights from its sources; what these are known not to store is left to be drawn."""
+    sources = [config["source"]] if isinstance(config["source"], str) else list(config["source"])
+    source, weights, absent = " and ".join(sources), {}, set()
+    for each in sources:
+        stored, never = _stored(assembly, part, config, each)
+        weights, absent = stored | weights, absent.union(never)
     found = {path: weights[path] for path in paths if path in weights}
     if not found:
         raise UserError(f"--config.parts.{part}.source={source} holds no weights of {part}")
@@ -193,22 +197,24 @@ def _read_source(assembly: Assembly, part: str, config: Mapping[str, Any], paths
             missing = [path for path in missing if path not in unread]
     if missing:
         raise UserError(
-            f"--config.parts.{part}.source={source} lacks {missing[0]} (and {len(missing) - 1} more): the sizes in "
-            f"--config.parts.{part} are not those of the stored model"
+            f"--config.parts.{part}.source={source} lacks {missing[0]} (and {len(missing) - 1} more): it stores but some of "
+            f"the part, or the sizes in --config.parts.{part} are not those of the stored model"
         )
     return found
 
 
-def _stored(assembly: Assembly, part: str, config: Mapping[str, Any]) -> tuple[Parameters, Collection[str]]:
-    """What the source of a part holds, and the paths that are never stored in such a source.
+def _stored(assembly: Assembly, part: str, config: Mapping[str, Any], source: str) -> tuple[Parameters, Collection[str]]:
+    """What a source of a part holds, and the paths that are never stored in such a source.
 
     The workdir of a finished run or a directory in Hugging Face layout, of which an image encoder that is to read pictures of
-    another size gets its positions resized; the directory of a BERT, from which a Q-Former begins; or a file of LAVIS.
+    another size gets its positions resized; the directory of a BERT, from which a Q-Former begins; a file of LAVIS; or a
+    checkpoint of MiniGPT-4.
     """
-    source = config["source"]
     if Path(source).is_file():
+        if part == minigpt4.CONNECTOR and minigpt4.recognise(source):
+            return minigpt4.read_projection(source, config, mesh=assembly.mesh), ()
         heads = {part: heads} if (heads := config.get("heads")) else {}
-        return lavis.read_part(part, source, mesh=assembly.mesh, heads=heads)[1], ()
+        return lavis.read_part(part, source, mesh=assembly.mesh, heads=heads, part=config)[1], ()
     if is_workdir(source):
         model = mmjax.from_pretrained(source, mesh=assembly.mesh)
     else:

@@ -253,7 +253,8 @@ class Experiment:
         it but the config file.
       parts: the config of every part, by part name ("encoders.image", "connectors.image", "llm"): "family" and the
         fields of that family's config dataclass; "source" names what its weights are read from, a run's workdir, a directory
-        in Hugging Face layout or a file; "fresh" is a regular expression of parameter paths that are drawn all the same.
+        in Hugging Face layout or a file, or a list of them, of which each gives what those before it lack; "fresh" is a
+        regular expression of parameter paths that are drawn all the same.
       tokenizers: see TokenizerConfig.
       stages: in order.
       evaluations: by name.

@@ -20,7 +20,7 @@ import mmjax
 from launch import convert as command
 from mmjax.interop import hf_forward
 from mmjax.types import UserError
-from tests.interop import test_lavis, tiny
+from tests.interop import test_lavis, test_minigpt4, tiny
 from tests.interop.test_adapters import adapted
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -182,3 +182,17 @@ def test_a_file_that_lavis_loads(tmp_path, capsys):
     test_lavis.same_file(new, tensors)
     with pytest.raises(UserError, match=f"--target={new}: exists"):
         convert(f"--source={file}", f"--target={new}", "--pickle", "--to=lavis")
+
+
+def test_a_checkpoint_of_minigpt4_with_its_parts(tmp_path, capsys):
+    root, blip2, vicuna = test_minigpt4.release(tmp_path)
+    tensors = test_minigpt4.save_projection(root / "pretrained_minigpt4.pth", 24)
+    pieces = (f"--part=llm={root}/vicuna", f"--part=connectors.image={root}/blip2")
+    source = (f"--source={root}/pretrained_minigpt4.pth", "--pickle", *pieces)
+    convert(*source, f"--target={root}/new.pth", "--to=minigpt4")
+    assert capsys.readouterr().out.splitlines()[0] == "MiniGPT-4, the whole model"
+    test_minigpt4.same_file(root / "new.pth", tensors)
+    convert(*source, f"--target={root}/hf")
+    before = test_minigpt4.oracle(blip2, vicuna, tensors).state_dict()
+    after = load_file(root / "hf/model.safetensors")
+    assert all(after[key].tobytes() == value.numpy().tobytes() for key, value in before.items())

@@ -13,7 +13,7 @@ from PIL import Image
 
 import mmjax
 from tests.data.media.test_video import encode
-from tests.interop import test_blip2_generate
+from tests.interop import test_blip2_generate, test_minigpt4
 
 ROOT = Path(__file__).resolve().parents[2]
 PROMPT = "question: how many red? answer:"
@@ -57,6 +57,20 @@ def test_videos_that_cannot_be_read(directory, tmp_path, size, without, message)
     done = run(directory, f"--video={clip}", without=without)
     assert done.returncode == 2 and not done.stdout and message in done.stderr, done.stderr
     assert done.stderr.splitlines()[-1].startswith("error: ") and "Traceback" not in done.stderr
+
+
+def test_a_checkpoint_of_minigpt4_answers_with_its_parts(tmp_path):
+    root, picture = test_minigpt4.release(tmp_path)[0], tmp_path / "picture.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (9, 7, 3), dtype=np.uint8)).save(picture)
+    test_minigpt4.save_projection(root / "a.pth", 24)
+    sources = {"llm": str(root / "vicuna"), "connectors.image": str(root / "blip2")}
+    parts = [f"--part={name}={source}" for name, source in sources.items()]
+    done = run(root / "a.pth", f"--image={picture}", *parts)
+    model = mmjax.from_pretrained(root / "a.pth", parts=sources)
+    (expected,) = mmjax.generate(model, [PROMPT], images=[[picture]], max_new_tokens=5)
+    assert done.returncode == 0 and done.stdout.rstrip("\n") == str(expected) != "", done.stderr
+    done = run(root / "a.pth", f"--image={picture}", parts[0])
+    assert done.returncode == 2 and "holds no encoders.image; say where it is: --part=encoders.image=PATH" in done.stderr
 
 
 def test_bad_pictures_are_told_before_anything_heavy(refusal, tmp_path):

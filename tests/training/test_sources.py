@@ -17,7 +17,7 @@ from mmjax.interop.pretrained import from_pretrained
 from mmjax.training.assembly import assemble, fill
 from mmjax.training.stage import Experiment
 from mmjax.types import UserError
-from tests.interop import test_lavis, tiny
+from tests.interop import test_lavis, test_minigpt4, tiny
 from tests.training.tiny import tiny_stage
 
 VISION = {"family": "vit", "width": 32, "layers": 3, "heads": 16, "ffn": 32, "patch_size": 14, "image_size": 28}
@@ -100,7 +100,7 @@ def test_parts_come_from_files_of_lavis(tmp_path, caplog):
     np.testing.assert_array_equal(parameters["connectors.image.projection.kernel"].T, tensors["opt_proj.weight"])
     assert "trimmed.pth holds no text branch of the Q-Former; drawn anew: " in caplog.text
     assert "connectors.image.word_embedding.table" in caplog.text
-    with pytest.raises(UserError, match=r"trimmed.pth holds no encoders.image; it holds connectors.image"):
+    with pytest.raises(UserError, match=r"trimmed.pth lacks encoders.image.* it stores but some of the part"):
         begin(tmp_path / "trimmed.pth", **generative)
     with caplog.at_level(logging.WARNING):
         begin(None, tmp_path / "trimmed.pth", output_width=0)
@@ -109,25 +109,49 @@ def test_parts_come_from_files_of_lavis(tmp_path, caplog):
         begin(None, tmp_path / "trimmed.pth", output_width=0, frequency=4)
 
 
-def test_minigpt4_takes_the_encoder_and_the_qformer_of_blip2_and_no_projection(tmp_path):
-    reference = tiny.make("blip2_t5", tmp_path).state_dict()
-    encoder = {**VISION, "width": 16, "layers": 3, "heads": 2, "ffn": 32}
-    connector = {**QFORMER, "heads": 2, "encoder_width": 16, "vocab": 0, "output_width": 20, "stage1": False}
-    projection = r"connectors\.image\.projection\..*"
-    llm = {"family": "llama", "vocab": 50, "width": 20, "layers": 2, "heads": 2, "kv_heads": 2, "ffn": 40, "max_positions": 32}
+PROJECTION = r"connectors\.image\.projection\..*"
+
+
+def begin_minigpt4(encoder, connector, **fresh):
+    """The parameters of a MiniGPT-4 before the first step; the arguments are the sources of its parts."""
+    qformer = {**QFORMER, "vocab": 0, "output_width": 24, "stage1": False}
+    sizes = {"vocab": 50, "width": 24, "layers": 2, "heads": 2, "kv_heads": 2, "ffn": 40, "max_positions": 32}
     parts = {
-        "encoders.image": encoder | {"source": str(tmp_path)},
-        "connectors.image": connector | {"source": str(tmp_path), "fresh": projection},
-        "llm": llm,
+        "encoders.image": {**VISION, "image_size": 56, "source": encoder},
+        "connectors.image": {**qformer, "source": connector, **fresh},
+        "llm": {"family": "llama", **sizes},
     }
-    stage = without_media(tiny_stage(trainable=((projection, True), (".*", False))))
+    stage = without_media(tiny_stage(trainable=((PROJECTION, True), (".*", False))))
     experiment = Experiment(name="minigpt4", parts=parts, tokenizers=TokenizerConfig(llm=""), stages={"tiny": stage})
     assembly = assemble(experiment, stage)
-    values = fill(assembly, experiment, {}, list(assembly.definition.specs))
-    np.testing.assert_array_equal(values["encoders.image.norm.scale"], reference["vision_model.post_layernorm.weight"])
-    np.testing.assert_array_equal(values["connectors.image.query_tokens"], reference["query_tokens"][0])
-    stored = reference["language_projection.weight"]
-    assert stored.shape == (20, 24) and not np.array_equal(values["connectors.image.projection.kernel"].T, stored)
+    return fill(assembly, experiment, {}, list(assembly.definition.specs))
+
+
+def test_minigpt4_takes_the_encoder_and_the_qformer_of_blip2_and_no_projection(tmp_path):
+    root, blip2, _ = test_minigpt4.release(tmp_path)
+    projection, published = test_minigpt4.save_projection(root / "stage1.pth", 24), blip2.state_dict()
+    directory, trimmed, tower = (str(root / name) for name in ("blip2", "blip2_pretrained_flant5xxl.pth", "eva_vit_g.pth"))
+    values = begin_minigpt4(directory, directory, fresh=PROJECTION)
+    np.testing.assert_array_equal(values["encoders.image.norm.scale"], published["vision_model.post_layernorm.weight"])
+    np.testing.assert_array_equal(values["connectors.image.query_tokens"], published["query_tokens"][0])
+    # The first of several sources prevails; of a trimmed file the norm is read, of the tower's own all else.
+    resumed = begin_minigpt4([trimmed, tower], [str(root / "stage1.pth"), trimmed])
+    np.testing.assert_array_equal(resumed["connectors.image.projection.kernel"].T, projection["llama_proj.weight"])
+    np.testing.assert_array_equal(resumed["connectors.image.projection.bias"], projection["llama_proj.bias"])
+    assert not np.array_equal(values["connectors.image.projection.kernel"], resumed["connectors.image.projection.kernel"])
+    for path, value in values.items():
+        if not path.startswith(("connectors.image.projection.", "llm.")):
+            np.testing.assert_array_equal(resumed[path], value)
+    with pytest.raises(UserError, match="stage1.pth lacks .* it stores but some of the part, or the sizes"):
+        begin_minigpt4(directory, str(root / "stage1.pth"))
+
+
+def test_a_tower_without_the_norm_behind_it_gets_a_new_one(tmp_path, caplog):
+    root = test_minigpt4.release(tmp_path)[0]
+    with caplog.at_level(logging.WARNING):
+        values = begin_minigpt4(str(root / "eva_vit_g.pth"), str(root / "blip2"), fresh=PROJECTION)
+    assert "eva_vit_g.pth holds no norm behind the encoder; drawn anew: " in caplog.text
+    assert (values["encoders.image.norm.scale"] == 1).all() and (values["encoders.image.norm.bias"] == 0).all()
 
 
 def test_of_a_source_only_the_part_is_read(tmp_path):
