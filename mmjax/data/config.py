@@ -61,6 +61,9 @@ class DataConfig:
         out; "pad", a margin is added; "tiles", they are cut into several (AnyRes), each a media slot.
       grids: (height, width) in pixels of the grids of tiles, for fit="tiles".
       prompt_length: tokens of a prompt in training, BOS included; a longer one loses its beginning. 0 = any.
+      longest: positions of a conversation in training, soft tokens included; 0 = those of a row.
+      too_long: what becomes of a longer one: "cut", it loses its end, from an image on where the cut would go through it;
+        "refuse", it is left out. The templates of single questions are never cut: their end is what they teach.
       answer_length: tokens of what is learnt, its end included; a longer one loses its end. 0 = any.
       truncate_query: "left" or "right": the side on which a query longer than query_length is cut; "" = refuse it.
       flip: mirror images left to right at random in training.
@@ -88,6 +91,8 @@ class DataConfig:
     size_exponent: float = 0.0
     prompt_length: int = 0
     answer_length: int = 0
+    longest: int = 0
+    too_long: str = "cut"
     truncate_query: str = ""
     flip: bool = False
     crop: tuple[float, ...] = ()
@@ -104,9 +109,13 @@ class DataConfig:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be 1 or more, got {getattr(self, name)}")
         sizes = ("length", "source_length", "media", "queries", "query_length", "soft_tokens", "workers")
-        for name in (*sizes, "prompt_length", "answer_length", "rand_augment", "size_exponent"):
+        for name in (*sizes, "prompt_length", "answer_length", "longest", "rand_augment", "size_exponent"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must be 0 or more, got {getattr(self, name)}")
+        if self.longest > self.length:
+            raise ValueError(f"longest={self.longest} must be at most length={self.length}, a row")
+        if self.too_long not in ("cut", "refuse"):
+            raise ValueError(f"too_long must be 'cut' or 'refuse', got {self.too_long!r}")
         if bool(self.queries) != bool(self.query_length):
             raise ValueError(f"queries={self.queries} and query_length={self.query_length} must both be 0 or both be above 0")
         if self.truncate_query not in ("", "left", "right"):

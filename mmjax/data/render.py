@@ -27,6 +27,8 @@ from mmjax.types import Batch, Example, ExampleError, UserError
 Skip = tuple[str, str]  # reason, message
 
 TOO_LONG = "longer than a row"
+# Reasons for which an example is noted, but used: a run may have any number of them.
+CUT, UNLEARNT = "cut at the longest example", "nothing left to learn after the cut"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,8 +37,9 @@ class Report:
 
     Args:
       items: examples that were looked at.
-      skipped: (reason, message) of each one, or each medium, that was left out.
+      skipped: (reason, message) of each one, or each medium, that was left out or cut.
       useful, positions: positions of text and source that hold a token, and all of them.
+      media, slots: media slots that hold a medium, and all of them.
       window, row: where the next batch of a packed stream starts.
     """
 
@@ -44,6 +47,8 @@ class Report:
     skipped: tuple[Skip, ...]
     useful: int
     positions: int
+    media: int = 0
+    slots: int = 0
     window: int = 0
     row: int = 0
 
@@ -98,6 +103,8 @@ class Renderer:
             return f"needs ({', '.join(kinds(self.shape))}) = {size}, a row holds {room}"
         if longest > self.config.query_length:
             return f"asks the connector a query of {longest} tokens, query_length is {self.config.query_length}"
+        if 0 < self.config.longest < text:
+            return f"has a text of {text} tokens, data.longest is {self.config.longest}"
         if 0 < positions < text:
             return f"has a text of {text} tokens, the language model has {positions} positions (parts.llm.max_positions)"
         return ""
@@ -114,9 +121,9 @@ class Renderer:
             return None, [(example.reason, example.message)]
         if reason := self.misfit(segments):
             return None, [(TOO_LONG, f"example {example.id!r} {reason}")]
+        skipped = list(_cuts(example.id, segments))
         images: dict[int, np.ndarray | None] = {}
         ids: dict[int, int] = {}
-        skipped = []
         taken = slots_of(segments) if self.shape.media else {}
         for index, frames in enumerate(places(example, self.config.frames)):
             if frames.start not in taken:
@@ -168,7 +175,19 @@ class Renderer:
         batch = assemble(filled, self.shape, prior=self.prior)
         useful = sum(int((text.segments > 0).sum()) for text in (batch.text, batch.source) if text is not None)
         positions = self.shape.rows * (self.shape.length + self.shape.source_length)
-        return batch, Report(sum(map(len, rows)), tuple(skipped), useful, positions, window, row)
+        media = sum(int(media.mask.sum()) for media in batch.media.values())
+        slots = self.shape.rows * self.shape.media
+        return batch, Report(sum(map(len, rows)), tuple(skipped), useful, positions, media, slots, window, row)
+
+
+def _cuts(name: str, segments: tuple[TokenisedSegment, ...]) -> Iterator[Skip]:
+    """What is to be told about segments that have lost their ends."""
+    for segment in segments:
+        if segment.lost:
+            whole = len(segment.tokens) + segment.lost
+            yield CUT, f"example {name!r} lost {segment.lost} of {whole} positions (data.longest, or else data.length)"
+            if not segment.weights[1:].any():
+                yield UNLEARNT, f"example {name!r} is read to its cut, and no answer stands before it"
 
 
 def medium_id(example: Example, index: int, frame: int = 0) -> int:

@@ -6,6 +6,7 @@ import collections
 import dataclasses
 import hashlib
 import json
+import logging
 import multiprocessing
 import os
 import threading
@@ -21,16 +22,19 @@ from mmjax.data.batch import NO_PRIOR, assemble
 from mmjax.data.config import DataConfig
 from mmjax.data.mixture import mix
 from mmjax.data.processor import Processor
-from mmjax.data.render import TOO_LONG, OnePerRow, Packed, Renderer, Report
+from mmjax.data.render import CUT, TOO_LONG, UNLEARNT, OnePerRow, Packed, Renderer, Report
 from mmjax.data.templates import template
 from mmjax.types import Batch, Source, UserError
 
+log = logging.getLogger(__name__)
+
 BROKEN_SHARE, TOO_LONG_SHARE, AT_LEAST = 0.001, 0.1, 10
+NOTED = (CUT, UNLEARNT)
 READ_THREADS = 2
 # Settings that some runs did not have yet: where they have their defaults, these runs must still find their place.
 YOUNGER = (
     "source_length", "size_exponent", "prompt_length", "answer_length", "truncate_query", "crop", "rand_augment",
-    "fit", "grids", "frames",
+    "fit", "grids", "frames", "longest", "too_long",
 )  # fmt: skip
 
 
@@ -40,7 +44,9 @@ class DataStream:
     Attributes:
       fingerprint: hex digest of everything that decides which batch comes when; compare it before resuming.
       skipped: media and examples left out so far.
-      reasons: their number by reason.
+      reasons: their number by reason, and that of the examples that were cut. The first of each is logged.
+      facts: of the batch given last: the shares of text positions ("fill") and of media slots ("media_fill") that are used, and
+        the numbers of examples that were left out ("skipped") and cut ("cut"), broken media included.
     """
 
     def __init__(self, batches: Iterator, structure: Any, fingerprint: str, start: int, position: Mapping[str, int]):
@@ -48,6 +54,7 @@ class DataStream:
         self.fingerprint = fingerprint
         self._position = {"batch": start, **position}
         self._items = self._useful = self._positions = 0
+        self.facts: dict[str, float] = {}
         self.reasons: collections.Counter[str] = collections.Counter()
         self._messages: dict[str, str] = {}
 
@@ -67,15 +74,18 @@ class DataStream:
         self._useful += report.useful
         self._positions += report.positions
         for reason, message in report.skipped:
+            if reason not in self.reasons:
+                log.warning("data: %s: %s; more of them are counted", reason, message)
+                self._messages[reason] = message
             self.reasons[reason] += 1
-            self._messages.setdefault(reason, message)
+        self.facts = _facts(report)
         self._check()
         return jax.tree.unflatten(self._structure, leaves)
 
     @property
     def skipped(self) -> int:
         """Media and examples left out so far."""
-        return self.reasons.total()
+        return sum(number for reason, number in self.reasons.items() if reason not in NOTED)
 
     @property
     def fill(self) -> float:
@@ -96,9 +106,19 @@ class DataStream:
         for count, share in ((self.skipped - too_long, BROKEN_SHARE), (too_long, TOO_LONG_SHARE)):
             if count >= AT_LEAST and count > share * self._items:
                 table = "; ".join(
-                    f"{n} x {reason} (first: {self._messages[reason]})" for reason, n in self.reasons.most_common()
+                    f"{n} x {reason} (first: {self._messages[reason]})"
+                    for reason, n in self.reasons.most_common()
+                    if reason not in NOTED
                 )
                 raise UserError(f"{self.skipped} of {self._items} examples cannot be used, the limit is {share:.1%}: {table}")
+
+
+def _facts(report: Report) -> dict[str, float]:
+    """What a metrics line says about a batch."""
+    reasons = [reason for reason, _ in report.skipped]
+    shares = {"fill": (report.useful, report.positions), "media_fill": (report.media, report.slots)}
+    counts = {"skipped": sum(reason not in NOTED for reason in reasons), "cut": reasons.count(CUT)}
+    return {**{name: part / whole for name, (part, whole) in shares.items() if whole}, **counts}
 
 
 def make_stream(
@@ -136,6 +156,7 @@ def make_stream(
         template(source.template)
     names = ("soft_tokens", "image_size", "query_length", "truncate_query", "prompt_length", "answer_length", "frames")
     sizes = {name: getattr(config, name) for name in names}
+    sizes["longest"] = (config.longest or config.length) if config.too_long == "cut" else 0
     sources = {name: open_source(source.path, source.split, source.limit) for name, source in config.mixture.items()}
     mixed = mix(sources, config, seed, training)
     renderer = Renderer(mixed, config, dataclasses.replace(processor, **sizes), seed, training, prior)

@@ -47,13 +47,15 @@ class StageProgress:
             self._live.start()
 
     def update(self, step: int, values: Mapping[str, float]) -> None:
-        """Shows a metrics line: step of total, loss, examples per second, time to go."""
+        """Shows a metrics line: step of total, loss, how full the rows are, examples per second, time to go."""
         if not self.shown:
             return
         now = time.monotonic()
         parts = [f"step {step}/{self.total}"]
         if "train/loss" in values:
             parts.append(f"loss {values['train/loss']:.4f}")
+        if "train/fill" in values:
+            parts.append(f"rows {values['train/fill']:.0%} full")
         if "speed/examples_per_second" in values:
             parts.append(f"{values['speed/examples_per_second']:,.0f} examples/s")
         if step == self.total:

@@ -222,6 +222,7 @@ class Run:
                 examples=stage.data.rows,
                 record={"fingerprint": stream.fingerprint},
                 position=batches.position,
+                facts=batches.facts,
                 check=lambda metrics, step: guard.check(stage.guard, metrics, step, stage=stage.name),
                 evaluate=lambda state, step: evaluator(state, final=False),
                 compilations=step._cache_size,
