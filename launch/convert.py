@@ -1,10 +1,11 @@
 """Converts: `python -m launch.convert --source=DIR --target=DIR [--to=hf|peft|lavis|minigpt4] [--pickle] …`.
 
-The source is a run's workdir, a model in Hugging Face layout (a directory or a hub id), a PEFT adapter, or a .pth file of
-LAVIS or MiniGPT-4, of which `--part=llm=DIR --part=encoders.image=eva_vit_g.pth` name what it lacks. The target is a new
-directory that `transformers` loads, LoRA adapters merged (`--to=hf`), or that `peft` loads on the base model: the adapters
-together with every other weight that differs from the base's (`--to=peft`); or a new .pth file that LAVIS loads (`--to=lavis`),
-or that MiniGPT-4 does, its linear map alone (`--to=minigpt4`).
+The source is a run's workdir, a model in Hugging Face layout (a directory or a hub id), a PEFT adapter, a directory of LLaVA's
+authors, whose vision tower `--part=encoders.image=DIR` may name, or a .pth file of LAVIS or MiniGPT-4, of which
+`--part=llm=DIR --part=encoders.image=eva_vit_g.pth` name what it lacks. The target is a new directory that `transformers`
+loads, LoRA adapters merged (`--to=hf`), or that `peft` loads on the base model: the adapters together with every other weight
+that differs from the base's (`--to=peft`); or a new .pth file that LAVIS loads (`--to=lavis`), or that MiniGPT-4 does, its
+linear map alone (`--to=minigpt4`).
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ PICKLE = flags.DEFINE_bool("pickle", False, "read pickled weights (.bin, .pth); 
 PART = flags.DEFINE_multi_string(
     "part",
     [],
-    "NAME=PATH of what a .pth file lacks: llm, encoders.image, connectors.image, tokenizers.connector; repeatable",
+    "NAME=PATH of what a .pth file or a directory of LLaVA's authors lacks: llm, encoders.image, connectors.image, "
+    "tokenizers.connector, tokenizers.llm; repeatable",
 )
 HEADS = flags.DEFINE_multi_string(
     "heads", [], "PART=N, attention heads of encoders.image or connectors.image in a file of LAVIS; default: 16 and 12"

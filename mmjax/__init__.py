@@ -44,13 +44,15 @@ def from_pretrained(
 
     Args:
       source: a directory in Hugging Face layout, the id of one on the Hugging Face hub, a PEFT adapter, the workdir of a run,
-        which gives the model after its last stage, or a .pth file of LAVIS, BLIP-2's own code, or of MiniGPT-4.
+        which gives the model after its last stage, a directory of LLaVA's authors, or a .pth file of LAVIS, BLIP-2's own code,
+        or of MiniGPT-4.
       dtype: of the parameters; None keeps that of the files.
       mesh: how to shard them; None = the default device.
       base: what an adapter adapts; None = what its config names.
       pickle: read pickled weights (.bin), of which nothing but tensors is let through.
-      parts, heads: where the parts are that a .pth file lacks, and the numbers of attention heads, which it does not tell:
-        see `from_file` of `mmjax.interop.lavis` and `mmjax.interop.minigpt4`.
+      parts, heads: where the parts are that a .pth file or a directory of LLaVA's authors lacks, and the numbers of attention
+        heads, which such a file does not tell: see `from_file` of `mmjax.interop.lavis` and `mmjax.interop.minigpt4`, and
+        `mmjax.interop.llava_original.from_directory`.
 
     Returns:
       The model, with its processor where the directory has tokenizers.
@@ -58,7 +60,7 @@ def from_pretrained(
     Raises:
       UserError: neither kind of directory, an unsupported model, or weights that do not fit the config.
     """
-    from mmjax.interop import lavis, minigpt4, pretrained
+    from mmjax.interop import hub, lavis, llava_original, minigpt4, pretrained
     from mmjax.types.files import is_workdir
 
     if Path(source).is_file():
@@ -66,6 +68,8 @@ def from_pretrained(
         return authors.from_file(source, parts, dtype, mesh, heads=heads)
     if is_workdir(source):
         return importlib.import_module("mmjax.training.run").load_model(source, dtype=dtype, mesh=mesh)
+    if base is None and llava_original.is_original(hub.local_directory(source, pickle=pickle)):
+        return llava_original.from_directory(source, parts, dtype, mesh, pickle=pickle)
     return pretrained.from_pretrained(source, dtype=dtype, mesh=mesh, base=base, pickle=pickle)
 
 

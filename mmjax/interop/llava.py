@@ -1,4 +1,4 @@
-"""LLaVA and LLaVA-NeXT: Hugging Face's config.json <-> our parts, and where files of all origins keep the weights."""
+"""LLaVA and LLaVA-NeXT: Hugging Face's config.json <-> our parts, and where their files keep the weights."""
 
 from __future__ import annotations
 
@@ -147,22 +147,16 @@ def _config(parts: Parts, model_type: str, *, newline: bool) -> dict[str, Any]:
     }
 
 
-# Where each part stands: in files of transformers 5, then of 4, in the memory of transformers 5, in files of LLaVA itself.
-TOWER = (
-    "vision_tower.", "vision_tower.vision_model.", "model.vision_tower.", "model.vision_tower.vision_model.",
-    "model.vision_tower.vision_tower.", "model.vision_tower.vision_tower.vision_model.",
-)  # fmt: skip
-TRUNK = ("language_model.model.", "model.language_model.", "model.")
+# Where each part stands: in files of transformers 5, of 4, and in the memory of transformers 5, which can be written too.
+TOWER = ("vision_tower.", "vision_tower.vision_model.", "model.vision_tower.", "model.vision_tower.vision_model.")
+TRUNK = ("language_model.model.", "model.language_model.")
 HEAD = ("language_model.lm_head.", "lm_head.")
-MAPS = tuple(
-    (f"multi_modal_projector.linear_{n + 1}", f"model.multi_modal_projector.linear_{n + 1}", f"model.mm_projector.{2 * n}")
-    for n in range(2)
-)
+MAPS = tuple((f"multi_modal_projector.linear_{n}", f"model.multi_modal_projector.linear_{n}") for n in (1, 2))
 NEWLINE = ("image_newline", "model.image_newline")
 
 
 def weight_table(parts: Parts, language: Table) -> Table:
-    """The table of both classes, and of LLaVA's own files with the tower in them.
+    """The table of both classes.
 
     Args:
       parts: with a linear connector.

@@ -86,11 +86,11 @@ def from_pretrained(
         parts = ARCHITECTURES[name].parts(config)
     except KeyError as error:
         raise UserError(f"{directory / 'config.json'} lacks {error}, which {name} needs") from None
-    tensors = _open(directory, pickle=pickle)
+    tensors = open_weights(directory, pickle=pickle)
     parts, fit = processors.with_image_processor(ARCHITECTURES[name].settled(parts, tensors), directory, name, config)
     rows, system, adapter = ARCHITECTURES[name].table(parts), build(parts), None
     if is_adapter:
-        adapter = adapter_reader.read(given, _open(given, pickle=pickle, adapter=True), rows, define(system).specs)
+        adapter = adapter_reader.read(given, open_weights(given, pickle=pickle, adapter=True), rows, define(system).specs)
         tensors = Tensors(directory, {**tensors, **adapter.copies})
         add_lora(system, adapter.rules)
     definition = define(system)
@@ -110,7 +110,8 @@ def from_pretrained(
     return Model(definition, parameters, processors.load(tokenizers, config, parts, fit), details)
 
 
-def _open(directory: Path, *, pickle: bool, adapter: bool = False) -> Tensors:
+def open_weights(directory: Path, *, pickle: bool, adapter: bool = False) -> Tensors:
+    """The tensors of a directory, of a model or of an adapter; pickled ones on request, where there are no others."""
     if pickle and not any(directory.glob("*.safetensors")):
         return pickles.open_directory(directory, adapters.STEM if adapter else "pytorch_model")
     return safetensors.open_directory(directory, adapters.STEM if adapter else "model")

@@ -24,7 +24,7 @@ from jaxtyping import Array
 
 import mmjax
 from mmjax.connectors.qformer import from_bert
-from mmjax.interop import lavis, minigpt4, pretrained
+from mmjax.interop import lavis, llava_original, minigpt4, pretrained
 from mmjax.interop.image_size import with_image_size
 from mmjax.layers.lora import is_factor, lora_scales, merge_lora
 from mmjax.layers.parameters import Definition, Parameters
@@ -207,12 +207,14 @@ def _stored(assembly: Assembly, part: str, config: Mapping[str, Any], source: st
     """What a source of a part holds, and the paths that are never stored in such a source.
 
     The workdir of a finished run or a directory in Hugging Face layout, of which an image encoder that is to read pictures of
-    another size gets its positions resized; the directory of a BERT, from which a Q-Former begins; a file of LAVIS; or a
-    checkpoint of MiniGPT-4.
+    another size gets its positions resized; the directory of a BERT, from which a Q-Former begins; a file of LAVIS; a
+    checkpoint of MiniGPT-4; or LLaVA's file of a connector.
     """
     if Path(source).is_file():
         if part == minigpt4.CONNECTOR and minigpt4.recognise(source):
             return minigpt4.read_projection(source, config, mesh=assembly.mesh), ()
+        if config["family"] == "linear":
+            return llava_original.read_connector(source, config, assembly.mesh), ("connectors.image.newline",)
         heads = {part: heads} if (heads := config.get("heads")) else {}
         return lavis.read_part(part, source, mesh=assembly.mesh, heads=heads, part=config)[1], ()
     if is_workdir(source):

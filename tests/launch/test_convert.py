@@ -20,7 +20,7 @@ import mmjax
 from launch import convert as command
 from mmjax.interop import hf_forward
 from mmjax.types import UserError
-from tests.interop import test_lavis, test_minigpt4, tiny
+from tests.interop import test_lavis, test_llava_original, test_minigpt4, tiny
 from tests.interop.test_adapters import adapted
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -196,3 +196,16 @@ def test_a_checkpoint_of_minigpt4_with_its_parts(tmp_path, capsys):
     before = test_minigpt4.oracle(blip2, vicuna, tensors).state_dict()
     after = load_file(root / "hf/model.safetensors")
     assert all(after[key].tobytes() == value.numpy().tobytes() for key, value in before.items())
+
+
+def test_a_directory_of_llava_s_authors_with_its_tower(tmp_path, capsys):
+    test_llava_original.make(tmp_path, "next", tower=False, mm_vision_tower="nowhere/clip")
+    command_line = (f"--source={tmp_path}/original", f"--target={tmp_path}/new")
+    with pytest.raises(
+        UserError, match="takes its vision tower from 'nowhere/clip'; say where it is: --part=encoders.image=DIR"
+    ):
+        convert(*command_line)
+    convert(*command_line, f"--part=encoders.image={tmp_path}/clip")
+    assert capsys.readouterr().out.splitlines()[0] == "LlavaNextForConditionalGeneration, the whole model"
+    before, after = (load_file(tmp_path / name / "model.safetensors") for name in ("hf", "new"))
+    assert {key: value.tobytes() for key, value in before.items()} == {key: value.tobytes() for key, value in after.items()}

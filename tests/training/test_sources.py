@@ -11,13 +11,15 @@ import pytest
 import torch
 import transformers
 from safetensors.numpy import load_file, save_file
+from safetensors.torch import load_file as load_torch
 
+import mmjax
 from mmjax.data.config import TokenizerConfig
 from mmjax.interop.pretrained import from_pretrained
 from mmjax.training.assembly import assemble, fill
 from mmjax.training.stage import Experiment
 from mmjax.types import UserError
-from tests.interop import test_lavis, test_minigpt4, tiny
+from tests.interop import test_lavis, test_llava_original, test_minigpt4, tiny
 from tests.training.tiny import tiny_stage
 
 VISION = {"family": "vit", "width": 32, "layers": 3, "heads": 16, "ffn": 32, "patch_size": 14, "image_size": 28}
@@ -158,3 +160,19 @@ def test_of_a_source_only_the_part_is_read(tmp_path):
     tiny.make("blip2", tmp_path)
     model = from_pretrained(tmp_path, part="connectors.image")
     assert model.parameters and all(path.startswith("connectors.image.") for path in model.parameters)
+
+
+def test_a_llava_begins_with_clip_a_language_model_and_a_connector_s_file(tmp_path):
+    """The newline of LLaVA 1.6, which no file of a connector holds, is drawn."""
+    reference, original = test_llava_original.make(tmp_path, "next")
+    projector = {key: value for key, value in load_torch(original / "model.safetensors").items() if "mm_projector" in key}
+    torch.save(projector, tmp_path / "mm_projector.bin")
+    read = mmjax.from_pretrained(tmp_path / "hf")
+    sources = {"encoders.image": tmp_path / "clip", "connectors.image": tmp_path / "mm_projector.bin", "llm": tmp_path / "hf"}
+    parts = {name: {**part, "source": str(sources[name])} for name, part in read.config["parts"].items()}
+    stage = without_media(tiny_stage(trainable=(("connectors.*", True), (".*", False))))
+    experiment = Experiment(name="llava", parts=parts, tokenizers=TokenizerConfig(llm=""), stages={"tiny": stage})
+    assembly = assemble(experiment, stage)
+    values = fill(assembly, experiment, {}, list(assembly.definition.specs))
+    for path, value in read.parameters.items():
+        assert np.array_equal(values[path], value) == (path != "connectors.image.newline"), path
