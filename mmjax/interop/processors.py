@@ -344,9 +344,13 @@ def _image_processor(
 ) -> dict[str, Any]:
     """preprocessor_config.json of the class of image processors that goes with a model's class."""
     name, vision = image_processors.processor_of(architecture), parts["encoders.image"]
-    transform = getattr(processor, "transform", None) or image_processors.default_transform(name, vision["image_size"])
+    transform, tiling = (getattr(processor, how, None) for how in ("transform", "tiling"))
+    if transform is None:  # what a processor without one does, or else what the class does
+        size = vision["image_size"]
+        stretches = isinstance(processor, Processor) and tiling is None
+        transform = ImageTransform((size, size)) if stretches else image_processors.default_transform(name, size)
     settings = image_processors.write(name, transform, vision["mean"], vision["std"])
-    if tiling := getattr(processor, "tiling", None):
+    if tiling is not None:
         settings |= {"image_grid_pinpoints": [list(grid) for grid in tiling.grids], "resample": tiling.resample}
     if architecture == "InstructBlipVideoForConditionalGeneration":
         settings["video_processor_type"] = image_processors.VIDEO

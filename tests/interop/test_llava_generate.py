@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 
 import numpy as np
@@ -9,10 +11,16 @@ import pytest
 import torch
 import transformers
 from PIL import Image
+from starlette.testclient import TestClient
 
 import mmjax
+from mmjax.data.config import DataConfig, SourceConfig
+from mmjax.data.processor import Processor
 from mmjax.interop import hf_forward
-from mmjax.types import Example, Medium, Part, Turn, UserError
+from mmjax.serving.app import make_app
+from mmjax.serving.settings import Settings
+from mmjax.training.load import image_fit
+from mmjax.types import Example, Medium, Model, Part, Turn, UserError
 from tests.interop import llava_models
 
 NEW = 6
@@ -154,3 +162,60 @@ def test_a_chat_template_of_the_processor_is_found(tmp_path, where):
     vision = model.config["parts"]["encoders.image"]
     pixels = (pixels - np.array(vision["mean"])) / np.array(vision["std"])
     np.testing.assert_allclose(theirs["pixel_values"][0].permute(1, 2, 0), pixels, atol=1e-5)
+
+
+@pytest.mark.parametrize("fit", ["stretch", "crop", "pad", "tiles"])
+def test_what_we_trained_answers_the_same_for_transformers(tmp_path, fit):
+    """A model that comes from no directory: its class, its tokens and its image processor follow from parts and processor."""
+    kind = "next" if fit == "tiles" else "llava"
+    llava_models.make(tmp_path / "read", kind, text_config={"max_position_embeddings": 512})
+    read = mmjax.from_pretrained(tmp_path / "read")
+    parts = read.config["parts"]
+    data = DataConfig(
+        mixture={"talks": SourceConfig(path="talks")}, rows=1, length=64, soft_tokens=llava_models.PATCHES**2,
+        image_size=llava_models.SIDE, fit=fit, grids=llava_models.GRIDS if fit == "tiles" else (),
+    )  # fmt: skip
+    tokenizer = llava_models.make_tokenizer()
+    tokenizer.chat_template = llava_models.CHAT
+    sizes = {"soft_tokens": data.soft_tokens, "image_size": data.image_size, "vocabulary": llava_models.VOCAB}
+    processor = Processor(tokenizer, **sizes, **image_fit(parts, data))
+    model = Model(read.definition, read.parameters, processor, {"parts": parts})
+    export = mmjax.save_pretrained(model, tmp_path / "new")
+    assert export.architecture == f"Llava{'Next' * (kind == 'next')}ForConditionalGeneration" and not export.left_out
+    cls = llava_models.CLASSES[kind][1]
+    reference, report = cls.from_pretrained(tmp_path / "new", output_loading_info=True)
+    assert not any(report.values()), report
+    inputs = batch_of(tmp_path / "new", kind, TALKS)
+    with torch.no_grad():
+        theirs = reference.eval().generate(**inputs, max_new_tokens=NEW, do_sample=False, pad_token_id=0)
+    theirs = theirs[:, inputs["input_ids"].shape[1] :].tolist()
+    for source in (model, mmjax.from_pretrained(tmp_path / "new")):
+        answers = mmjax.generate(source, [example(talk) for talk in TALKS], template="chat", max_new_tokens=NEW)
+        assert [list(answer.tokens) for answer in answers] == [
+            row[: len(a.tokens)] for row, a in zip(theirs, answers, strict=True)
+        ]
+
+
+@pytest.mark.parametrize("kind", ["llava", "next"])
+def test_the_endpoint_answers_as_generate(tmp_path, kind):
+    llava_models.make(tmp_path, kind, text_config={"max_position_embeddings": 512})
+    llava_models.add_processor(tmp_path, kind)
+    model = mmjax.from_pretrained(tmp_path)
+
+    def part(piece):
+        if isinstance(piece, str):
+            return {"type": "text", "text": piece}
+        file = io.BytesIO()
+        Image.fromarray(picture(piece)).save(file, "PNG")
+        url = f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
+        return {"type": "image_url", "image_url": {"url": url}}
+
+    with TestClient(make_app(model, Settings(name="llava", max_tokens=NEW, batch_size=4))) as client:
+        for talk in TALKS[:3]:
+            said = [{"role": role, "content": [part(piece) for piece in pieces]} for role, *pieces in talk]
+            body = {"messages": said, "temperature": 0, "max_tokens": NEW, "logprobs": True}
+            reply = client.post("/v1/chat/completions", json=body).json()
+            (expected,) = mmjax.generate(model, example(talk), template="chat", max_new_tokens=NEW)
+            assert reply["choices"][0]["message"]["content"] == expected
+            logprobs = [entry["logprob"] for entry in reply["choices"][0]["logprobs"]["content"]]
+            np.testing.assert_allclose(logprobs, expected.logprobs, atol=1e-4)
