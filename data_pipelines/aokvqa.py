@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from data_pipelines import release
+from mmjax.data.files.forms import most_frequent
 
 
 def pictures(found: release.Found, split: str, files: Sequence[Path]) -> list[release.Picture]:
@@ -38,7 +39,7 @@ def _asked(row: dict[str, Any]) -> release.Asked:
         "choice": row["choices"][row["correct_choice_idx"]],
         "rationales": row["rationales"],
     }
-    return release.Asked(row["question"], release.most_frequent(row["direct_answers"]), own)
+    return release.Asked(row["question"], most_frequent(row["direct_answers"]), own)
 
 
 AOKVQA = release.Release(

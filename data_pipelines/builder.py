@@ -12,7 +12,7 @@ import io
 import json
 import math
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,7 +25,7 @@ from tensorflow_datasets.core.utils import shard_utils
 
 from data_pipelines import local
 from mmjax.data.records import FEATURE, encode_example
-from mmjax.types import Example, Part, Turn, UserError
+from mmjax.types import Example, UserError
 
 # One random read takes time in proportion to the records of its shard: 7 µs of 1,000, 14 of 5,000, 46 of 24,000.
 RECORDS_PER_SHARD = 4096
@@ -38,15 +38,6 @@ class Skip(NamedTuple):
 
     id: str
     reason: str
-
-
-def conversation(questions: Iterable[tuple[str, str]], shown: bool = True) -> tuple[Turn, ...]:
-    """Questions as turns: the user asks, the assistant answers. With `shown`, medium 0 comes with the first question."""
-    turns: list[Turn] = []
-    for question, answer in questions:
-        medium = (Part(medium=0),) if shown and not turns else ()
-        turns += [Turn("user", (*medium, Part(question))), Turn("assistant", (Part(answer),))]
-    return tuple(turns)
 
 
 def encode(example: Example | Skip) -> Iterator[bytes | Skip]:

@@ -19,6 +19,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from data_pipelines import builder, release
+from mmjax.data.files.pictures import inside
+from mmjax.data.files.tar import Damage, sample_key, walk
 from mmjax.data.media.image import ImageError, decode_image
 from mmjax.types import Example, Medium, UserError
 
@@ -44,13 +46,6 @@ class Slice(NamedTuple):
     file: str
     start: int
     stop: int
-
-
-class Damage(NamedTuple):
-    """Where a tar ends before its end, and why."""
-
-    offset: int
-    reason: str
 
 
 def unpack(item: Slice | release.Picture) -> Iterator[Example | builder.Skip]:
@@ -79,34 +74,13 @@ def samples(part: Slice) -> Iterator[Example | builder.Skip]:
                 yield _sample(tar, f"{part.name}/train/{Path(part.file).stem}/{key}", [first, *rest], part.source)
 
 
-def walk(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo | Damage]:
-    """The files of a tar in order, and where it is damaged: Python's own iteration takes most damage for the end."""
-    try:
-        while (member := tar.next()) is not None:
-            tar.members.clear()  # pyright: ignore[reportAttributeAccessIssue]  # tarfile keeps them all
-            if tar.offset <= member.offset:
-                yield Damage(member.offset, "a file of negative size")
-                return
-            if member.isfile():
-                yield member
-        assert tar.fileobj is not None
-        tar.fileobj.seek(tar.offset)
-        if tar.fileobj.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
-            yield Damage(tar.offset, "no header")
-    except tarfile.TarError as error:
-        yield Damage(tar.offset, str(error))
-
-
 def _key(member: tarfile.TarInfo | Damage) -> str:
-    """The key of the sample to which a file belongs: its name up to the first dot."""
-    if isinstance(member, Damage):
-        return ""
-    folder, slash, name = member.name.rpartition("/")
-    return folder + slash + name.partition(".")[0]
+    """The key of the sample to which a file belongs."""
+    return "" if isinstance(member, Damage) else sample_key(member.name)[0]
 
 
 def _sample(tar: tarfile.TarFile, name: str, members: list[tarfile.TarInfo], source: str) -> Example | builder.Skip:
-    files = {member.name.rpartition("/")[2].partition(".")[2].lower(): member for member in members}
+    files = {sample_key(member.name)[1]: member for member in members}
     extension = next((extension for extension in MIMES if extension in files), None)
     if extension is None:
         return builder.Skip(name, f"has no picture: its files are {', '.join(sorted(files))}")
@@ -157,7 +131,7 @@ def pictures(found: release.Found, file: Path) -> list[release.Picture]:
                     f"{file} lists addresses; download them with img2dataset --url_list={file.name} --input_format=json "
                     "--url_col=url --caption_col=caption --output_format=webdataset --output_folder=DIR; then --raw=DIR"
                 )
-            if not release.inside(row["image"]):
+            if not inside(row["image"]):
                 raise UserError(f"{file} names a picture outside of its directory: {row['image']!r}")
             texts = (row["caption"],) if isinstance(row["caption"], str) else tuple(row["caption"])
             made.append(

@@ -13,23 +13,14 @@ import mimetypes
 import types
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import tensorflow_datasets as tfds
 
 from data_pipelines import builder, local
+from mmjax.data.files.forms import QUESTIONS, Asked, conversation
 from mmjax.types import Example, Medium, UserError
-
-QUESTIONS = 8  # of an example
-
-
-class Asked(NamedTuple):
-    """A question about a picture, the answer that is learnt, and what else is its own ("answers", "kind", "question_id", …)."""
-
-    question: str
-    answer: str
-    own: dict[str, Any]
 
 
 class Picture(NamedTuple):
@@ -67,7 +58,7 @@ def describe(picture: Picture) -> Iterator[Example | builder.Skip]:
             id=f"{picture.id}+{number}" if number else picture.id,
             source=picture.source,
             media=media,
-            turns=builder.conversation(((one.question, one.answer) for one in asked), shown=bool(media)),
+            turns=conversation(((one.question, one.answer) for one in asked), shown=bool(media)),
             answers=picture.captions,
             meta={**picture.meta, **({"questions": [one.own for one in asked]} if asked else {})},
         )
@@ -80,12 +71,6 @@ def read_medium(file: Path) -> Medium:
       OSError: it cannot be read.
     """
     return Medium("image", file.read_bytes(), mimetypes.guess_type(file.name)[0] or "")
-
-
-def inside(name: str) -> bool:
-    """Whether a name that a release gives to a file stays below its directory."""
-    path = PurePosixPath(name)
-    return not path.is_absolute() and ".." not in path.parts and "\0" not in name
 
 
 def by_picture(questions: Iterable[tuple[Any, Asked]]) -> dict[Any, tuple[Asked, ...]]:
@@ -213,8 +198,3 @@ def read_rows(file: Path) -> list[Any]:
         if text.lstrip().startswith("["):
             return json.loads(text)
         return [json.loads(line) for line in text.split("\n") if line.strip()]
-
-
-def most_frequent(answers: Sequence[str]) -> str:
-    """The answer that most people gave, the first of equals."""
-    return max(answers, key=answers.count)

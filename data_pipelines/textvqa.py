@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from data_pipelines import release
+from mmjax.data.files.forms import most_frequent
 
 
 def pictures(found: release.Found, split: str, files: Sequence[Path]) -> list[release.Picture]:
@@ -22,7 +23,7 @@ def pictures(found: release.Found, split: str, files: Sequence[Path]) -> list[re
                 row["image_id"],
                 release.Asked(
                     row["question"],
-                    release.most_frequent(row["answers"]),
+                    most_frequent(row["answers"]),
                     {"question_id": row["question_id"], "answers": row["answers"]},
                 ),
             )

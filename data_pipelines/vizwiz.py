@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from data_pipelines import release
+from mmjax.data.files.forms import most_frequent
 
 
 def pictures(found: release.Found, split: str, files: Sequence[Path]) -> list[release.Picture]:
@@ -20,7 +21,7 @@ def pictures(found: release.Found, split: str, files: Sequence[Path]) -> list[re
         for row in rows:
             answers = [person["answer"] for person in row["answers"]]
             own = {"question_id": row["image"], "answers": answers, "kind": row["answer_type"]}
-            asked.append((row["image"], release.Asked(row["question"], release.most_frequent(answers), own)))
+            asked.append((row["image"], release.Asked(row["question"], most_frequent(answers), own)))
     return [
         release.Picture(
             id=f"vizwiz/{split}/{Path(image).stem}",

@@ -6,11 +6,11 @@ annotations. The answers of the test splits are not public: their questions are 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from data_pipelines import release
+from mmjax.data.files.forms import ask
 
 
 def pictures(found: release.Found, split: str, files: Sequence[Path]) -> list[release.Picture]:
@@ -27,7 +27,7 @@ def pictures(found: release.Found, split: str, files: Sequence[Path]) -> list[re
     with release.reading(files[0]):
         rows = [(row["image_id"], row["question_id"], row["question"]) for row in questions["questions"]]
     with release.reading(files[1]):
-        asked = [(image, _asked(question, annotated[number])) for image, number, question in rows]
+        asked = [(image, ask(question, annotated[number])) for image, number, question in rows]
     return [
         release.Picture(
             id=f"{found.name}/{split}/{image}",
@@ -38,19 +38,6 @@ def pictures(found: release.Found, split: str, files: Sequence[Path]) -> list[re
         )
         for image, group in release.by_picture(asked).items()
     ]
-
-
-def _asked(question: str, annotation: Mapping[str, Any]) -> release.Asked:
-    answers = [person["answer"] for person in annotation["answers"]]
-    own = {
-        "question_id": annotation["question_id"],
-        "answers": answers,
-        "kind": annotation["answer_type"],
-        "question_type": annotation["question_type"],
-    }
-    if all("raw_answer" in person for person in annotation["answers"]):  # OK-VQA, whose answers are stemmed
-        own["raw_answers"] = [person["raw_answer"] for person in annotation["answers"]]
-    return release.Asked(question, annotation.get("multiple_choice_answer") or release.most_frequent(answers), own)
 
 
 VQAV2 = release.Release(

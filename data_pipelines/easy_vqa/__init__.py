@@ -18,6 +18,7 @@ from typing import NamedTuple
 import tensorflow_datasets as tfds
 
 from data_pipelines import builder, tokenizer
+from mmjax.data.files.forms import conversation
 from mmjax.types import Example, Medium, UserError
 
 COLOURS = ("black", "blue", "brown", "gray", "green", "red", "teal", "yellow")
@@ -98,7 +99,7 @@ def describe(picture: Picture) -> Iterator[Example]:
         id=f"easy_vqa/{picture.split}/{picture.number}",
         source=f"easy_vqa {EasyVqa.VERSION}",
         media=(Medium("image", Path(picture.file).read_bytes(), "image/png"),),
-        turns=builder.conversation(picture.questions),
+        turns=conversation(picture.questions),
         meta={"caption": caption(picture.questions), "kinds": [kind(question) for question, _ in picture.questions]},
     )
 

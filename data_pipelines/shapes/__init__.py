@@ -15,6 +15,7 @@ from data_pipelines import builder, tokenizer
 from data_pipelines.shapes.language import ask_questions, caption
 from data_pipelines.shapes.render import render
 from data_pipelines.shapes.scene import SPLITS, Scene, draw_scene
+from mmjax.data.files.forms import conversation
 from mmjax.types import Example, Medium
 
 
@@ -30,7 +31,7 @@ def describe(scene: Scene) -> Iterator[Example]:
         id=f"shapes/{scene.split}/{scene.index:06d}",
         source=f"shapes {Shapes.VERSION}",
         media=(Medium("image", render(scene), "image/png"),),
-        turns=builder.conversation((question.text, question.answer) for question in questions),
+        turns=conversation((question.text, question.answer) for question in questions),
         meta={
             "caption": caption(scene),
             "kinds": [question.kind for question in questions],

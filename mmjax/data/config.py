@@ -10,8 +10,10 @@ class SourceConfig:
     """One data set of a mixture.
 
     Args:
-      path: directory of a prepared data set (`python -m launch.prepare` writes one).
-      split: its split.
+      path: directory of a prepared data set (`python -m launch.prepare` writes one); or a file that is read as it is, a
+        `.json`, `.jsonl`, `.parquet` or `.tar` (`mmjax.data.files.source`).
+      split: its split; a file is one split, but for Karpathy's.
+      images: where the pictures of a file are: a folder, a `.tar` or a `.parquet`; "" = beside the file.
       weight: share in the mixture, relative to the other sources; see also `DataConfig.size_exponent`.
       template: name of the template that renders its examples (`mmjax.data.templates`).
       builder: name of the data set under `data_pipelines/`, by which `launch.train` prepares a missing `path`; "" for none.
@@ -22,6 +24,7 @@ class SourceConfig:
 
     path: str
     split: str = "train"
+    images: str = ""
     weight: float = 1.0
     template: str = "question_answer"
     builder: str = ""
@@ -35,6 +38,11 @@ class SourceConfig:
             raise ValueError(f"weight must be above 0, got {self.weight}")
         if self.limit < 0:
             raise ValueError(f"limit must be 0 (all) or more, got {self.limit}")
+
+    @property
+    def place(self) -> tuple[str | int, ...]:
+        """The arguments of `mmjax.data.records.open_source`."""
+        return self.path, self.split, self.limit, *([self.images] if self.images else [])
 
 
 FITS = ("stretch", "crop", "pad", "tiles")

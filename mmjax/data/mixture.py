@@ -8,13 +8,14 @@ from collections.abc import Mapping
 import grain.python as grain
 
 from mmjax.data.config import DataConfig
+from mmjax.data.files.forms import RowError
 from mmjax.data.segments import draw
 from mmjax.types import Example, Source, UserError
 
 
 @dataclasses.dataclass(frozen=True)
 class Unreadable:
-    """Stands for a record that cannot be read, or an example that its template cannot use."""
+    """Stands for a record that cannot be read, or an example that its template cannot use; `reason`, for counting."""
 
     message: str
     reason: str = "unreadable record"
@@ -33,6 +34,8 @@ class _Named:
     def __getitem__(self, index: int) -> tuple[str, Example | Unreadable]:
         try:
             return self.name, self.source[index]
+        except RowError as error:
+            return self.name, Unreadable(str(error), error.reason)
         except UserError as error:
             return self.name, Unreadable(str(error))
 

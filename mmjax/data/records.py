@@ -25,6 +25,7 @@ import numpy as np
 from array_record.python import array_record_module  # pyright: ignore[reportAttributeAccessIssue]
 from tensorflow_datasets.proto import tf_example_pb2
 
+from mmjax.data.files.source import READERS, is_file_source, open_file
 from mmjax.types import Example, Medium, Part, Preference, Source, Turn, UserError
 
 FEATURE = "example"
@@ -184,7 +185,10 @@ def _read_info(path: Path) -> _Info:
     file = path / "dataset_info.json"
     command = f"python -m launch.prepare --dataset={{}} --out={path}"
     if not file.is_file():
-        raise UserError(f"{path} is no prepared data set (it has no {file.name}); make it with: {command.format(path.name)}")
+        raise UserError(
+            f"{path} is no prepared data set (it has no {file.name}); make it with: {command.format(path.name)}; or to train "
+            f"on a file of your own as it is, name the file ({', '.join(READERS)})"
+        )
     try:
         info = json.loads(file.read_text())
         remedy = f"make it again with: {command.format(info['name'])}"
@@ -215,16 +219,17 @@ def split_names(path: str | Path) -> tuple[str, ...]:
     return tuple(_read_info(Path(path)).splits)
 
 
-def open_source(path: str | Path, split: str, limit: int = 0) -> Source:
-    """Opens a split of a prepared data set.
+def open_source(path: str | Path, split: str, limit: int = 0, images: str = "") -> Source:
+    """Opens a split of a prepared data set, or a file that is read as it is (`mmjax.data.files.source`).
 
     Every shard is opened once and its length compared with `dataset_info.json`, so that a damaged data set is found here
     and not in the middle of a run.
 
     Args:
-      path: directory of the data set, as `launch.prepare` wrote it.
+      path: directory of the data set, as `launch.prepare` wrote it; or a `.json`, `.jsonl`, `.parquet` or `.tar`.
       split: its split.
       limit: the first `limit` examples only; 0 = all.
+      images: of a file, where its pictures are: a folder, tar or parquet; "" = beside it.
 
     Returns:
       A Source: random access in any order, from any thread; it travels to worker processes by pickle.
@@ -232,6 +237,10 @@ def open_source(path: str | Path, split: str, limit: int = 0) -> Source:
     Raises:
       UserError: no such data set or split; a shard is missing, cut short or damaged. Later, from an access: a damaged record.
     """
+    if is_file_source(path):
+        return open_file(path, split, limit, images)
+    if images:
+        raise UserError(f"images={images} is for files; {path} names a prepared data set, which holds its pictures")
     paths, lengths, remedy = _shards(Path(path), split)
     for shard, length in zip(paths, lengths, strict=True):
         if not shard.is_file():
@@ -246,7 +255,9 @@ def open_source(path: str | Path, split: str, limit: int = 0) -> Source:
 
 
 def fingerprint(path: str | Path, split: str) -> str:
-    """Hex digest of a split's shards: their names, sizes and record counts. It tells one data set from another."""
+    """Hex digest of a split's shards: their names, sizes and record counts; of a file, its own. It tells data sets apart."""
+    if is_file_source(path):
+        return open_file(path, split).fingerprint
     paths, lengths, remedy = _shards(Path(path), split)
     try:
         facts = [[shard.name, shard.stat().st_size, length] for shard, length in zip(paths, lengths, strict=True)]

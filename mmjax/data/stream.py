@@ -140,7 +140,7 @@ def make_stream(
       seed: of order, templates and augmentation.
       start: first batch.
       training: shuffled, augmented and endless; otherwise every example once, in order, one a row.
-      open_source: (path, split, limit) -> Source.
+      open_source: (path, split, limit) -> Source; a fourth argument says where a file has its images.
       position: what `DataStream.position` gave before batch `start`; spares a packed stream the planning of earlier windows.
       prior: row of the answer-prior table by prompt text (`AnswerPrior.prompts`).
 
@@ -157,7 +157,7 @@ def make_stream(
     names = ("soft_tokens", "image_size", "query_length", "truncate_query", "prompt_length", "answer_length", "frames")
     sizes = {name: getattr(config, name) for name in names}
     sizes["longest"] = (config.longest or config.length) if config.too_long == "cut" else 0
-    sources = {name: open_source(source.path, source.split, source.limit) for name, source in config.mixture.items()}
+    sources = {name: open_source(*source.place) for name, source in config.mixture.items()}
     mixed = mix(sources, config, seed, training)
     renderer = Renderer(mixed, config, dataclasses.replace(processor, **sizes), seed, training, prior)
     position = dict(position or {})
@@ -219,7 +219,8 @@ def _fingerprint(config: DataConfig, seed: int, sources: Mapping[str, Source], p
         entry = facts["mixture"][name]
         if not entry["cleaning"]:
             del entry["cleaning"]
-        path = entry.pop("path")  # a data set may move
+        path = entry.pop("path")  # a data set may move, and so may pictures
+        del entry["images"]
         entry["length"] = len(source)
         entry["content"] = records.fingerprint(path, entry["split"]) if from_records else ""
     facts |= {"seed": seed, "vocabulary": processor.limit, "pad": processor.pad_id}

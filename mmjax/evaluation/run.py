@@ -68,7 +68,7 @@ def evaluate_one(
       limit: overrides the config's, when above 0.
     """
     source = config.source
-    examples = open_source(source.path, source.split, source.limit)
+    examples = open_source(*source.place)
     limit = limit or config.limit
     return evaluate_model(
         model,

@@ -277,7 +277,7 @@ class Evaluator:
             values = evaluate_model(
                 model,
                 name,
-                open_source(source.path, source.split, source.limit),
+                open_source(*source.place),
                 template=source.template,
                 workdir=self._workdir if final else None,
                 data={"path": source.path, "split": source.split},
@@ -300,7 +300,7 @@ def answer_prior(stage: Stage, processor: Processor) -> tuple[dict[str, int], np
             f"set it to 0, or keep one in {flag}.data.mixture"
         )
     (source,) = stage.data.mixture.values()
-    counted = count_answer_prior(open_source(source.path, source.split, source.limit), source.template, processor, floor=floor)
+    counted = count_answer_prior(open_source(*source.place), source.template, processor, floor=floor)
     return counted.prompts, counted.table
 
 

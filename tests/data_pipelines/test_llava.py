@@ -114,11 +114,11 @@ BAD = {
     "no answer": (ROW | {"conversations": conversation("<image>What?")}, "does not end with an answer"),
     "empty": (ROW | {"conversations": []}, "does not end with an answer"),
     "answer": (ROW | {"conversations": conversation("What?", "<image>")}, "has <image> in a turn by 'gpt'"),
-    "no picture": (ROW | {"image": "gone.jpg"}, "has no picture: .*gone.jpg is not there, nor in images/, train2017/"),
-    "outside": (ROW | {"image": "../../secret.jpg"}, "names a picture outside of the release: '../../secret.jpg'"),
+    "no picture": (ROW | {"image": "gone.jpg"}, "has no picture: .*raw has no gone.jpg, nor have images/, train2017/, … in it"),
+    "outside": (ROW | {"image": "../../secret.jpg"}, "names a picture outside of .*raw: '../../secret.jpg'"),
     "half a pair": ({"id": 3, "conversations": conversation("Hi", "\ud83d")}, "cannot be stored: .*surrogates not allowed"),
-    "no turns": ({"id": 3}, "is no row of LLaVA's form: KeyError.'conversations'"),
-    "no text": (ROW | {"conversations": [{"from": "human", "value": None}]}, "is no row of LLaVA's form: TypeError"),
+    "no turns": ({"id": 3}, "has neither conversations nor a caption; its keys are id"),
+    "no text": (ROW | {"conversations": [{"from": "human", "value": None}]}, "has a turn by 'human' without a text"),
 }
 
 

@@ -9,8 +9,9 @@ import pytest
 
 import data_pipelines
 from data_pipelines.registry import MODULES
-from data_pipelines.release import inside, read_rows
+from data_pipelines.release import read_rows
 from mmjax.data.exchanges import captions_of, single_questions
+from mmjax.data.files.pictures import inside
 from mmjax.data.segments import MediumSlot
 from mmjax.data.templates import TEMPLATES
 from mmjax.types import UserError
