@@ -74,9 +74,9 @@ def _release(name: str, file: str, about: str, where: str, items: Callable[..., 
     )
 
 
-INSTRUCT, PRETRAIN = (
-    "huggingface.co/datasets/liuhaotian/LLaVA-Instruct-150K",
-    "huggingface.co/datasets/liuhaotian/LLaVA-Pretrain",
+INSTRUCT, PRETRAIN, CC3M = (
+    f"huggingface.co/datasets/liuhaotian/{name}"
+    for name in ("LLaVA-Instruct-150K", "LLaVA-Pretrain", "LLaVA-CC3M-Pretrain-595K")
 )
 RELEASES = (
     _release("llava_conversation", "conversation_58k", "Conversations about COCO pictures.", INSTRUCT),
@@ -85,6 +85,7 @@ RELEASES = (
     _release("llava_instruct", "llava_instruct_150k", "The three sets of LLaVA's instructions.", INSTRUCT),
     _release("llava_mix665k", "llava_v1_5_mix665k", "The instructions of LLaVA-1.5.", INSTRUCT),
     _release("llava_pretrain", "blip_laion_cc_sbu_558k", "Captions as short conversations.", PRETRAIN),
+    _release("llava_cc3m_595k", "chat", "Captions of CC3M as short conversations, LLaVA 1.0's.", CC3M),
     _release("conversations", "*", "Conversations in LLaVA's form.", "your own", named_splits),
 )
 DATASETS = {each.name: each.build for each in RELEASES}

@@ -26,7 +26,7 @@ MODULES = {
     **dict.fromkeys(("visual_genome_caption", "visual_genome_qa"), "visual_genome"),
     **dict.fromkeys(("cc3m", "cc12m", "sbu", "laion400m", "web_capfilt"), "image_text"),
     **dict.fromkeys(("llava_conversation", "llava_detail", "llava_reasoning", "llava_instruct"), "llava"),
-    **dict.fromkeys(("llava_pretrain", "llava_mix665k", "conversations"), "llava"),
+    **dict.fromkeys(("llava_pretrain", "llava_cc3m_595k", "llava_mix665k", "conversations"), "llava"),
 }
 BUILDERS = tuple(MODULES)
 RUNNERS = {"local": local.run}

@@ -56,6 +56,7 @@ POLITE = (
     "A chat between a curious {0} and an artificial intelligence assistant. The assistant gives helpful, detailed, and polite "
     "answers to the {0}'s questions."
 )
+SHORT = "Answer the question using a single word or phrase."  # with which LLaVA-1.5 asks benchmarks (arXiv 2310.03744)
 V1 = Style(f"{PLACE} USER: ", " ASSISTANT:", "USER: ", (" ", "</s>"), POLITE.format("human"))
 LLAMA_2 = Style(
     f"[INST] <<SYS>>\n{PLACE}\n<</SYS>>\n\n", " [/INST]", "<s>[INST] ", (" ", " </s>"),
@@ -87,6 +88,7 @@ STYLES: dict[str, Style] = {
     "llava_v0": Style(f"{PLACE}###Human: ", "###Assistant:", "Human: ", (" ", "###"), POLITE.format("human")),
     "llava_v1": V1,
     "vicuna_v1": dataclasses.replace(V1, system=POLITE.format("user")),
+    "vicuna_v1_short": dataclasses.replace(V1, system=POLITE.format("user"), asked=f"\n{SHORT} ASSISTANT:"),
     "llava_llama_2": LLAMA_2,
     "mistral_instruct": dataclasses.replace(LLAMA_2, opening="[INST] ", again="[INST] ", system=""),
     "chatml_direct": CHATML,

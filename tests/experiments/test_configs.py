@@ -27,6 +27,7 @@ ROOT = Path(__file__).parents[2]
 GOLDEN = Path(__file__).parent / "golden"
 
 PUBLISHED = ("blip2.stage1", "blip2.stage2", "blip2.vqa", "blip2.caption", "blip2.retrieval", "instructblip.instruct")
+PUBLISHED += ("llava.pretrain", "llava.finetune", "llava.finetune_lora")
 
 # Every config file with the arguments whose resolved form is kept; helpers without get_config are not configs.
 CONFIGS = [
@@ -51,6 +52,12 @@ CONFIGS = [
     ("instructblip.instruct", ""),
     ("instructblip.instruct", "zero_shot"),
     ("instructblip.instruct", "llm=flan_t5_xl,tiny"),
+    ("llava.pretrain", ""),
+    ("llava.pretrain", "version=1.0"),
+    ("llava.finetune", ""),
+    ("llava.finetune", "size=13b,version=1.6"),
+    ("llava.finetune", "version=1.6,tiny"),
+    ("llava.finetune_lora", ""),
     *((module, "tiny") for module in PUBLISHED),
 ]
 
