@@ -78,7 +78,7 @@ class DataConfig:
       crop: least and greatest share of an image's area that training cuts out at random before it resizes (Inception's
         crop, aspect ratios from 3/4 to 4/3); () = the whole image.
       rand_augment: random operations on each training image, by BLIP's list (`mmjax.data.media.augment`).
-      pack: put several examples into a row (best fit); otherwise one example a row.
+      pack: put several examples into a row (`mmjax.data.packing`); otherwise one example a row.
       window: positions of the shuffled index that are planned together when packing.
       workers: Grain worker processes; 0 reads in threads of the main process.
       prefetch: batches made ready ahead of the step.

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-import bisect
-
 import numpy as np
 from jaxtyping import Int
 
-CANDIDATES = 64  # tightest rows that are tried for room of the other kinds before a new row is opened
+VERSION = 2  # of the plans: another one puts other items together
+UNIT = 4096  # what a row holds of each kind of room
 
 
 def plan_window(sizes: Int[np.ndarray, "items kinds"], room: tuple[int, ...], seed: int) -> tuple[list[list[int]], list[int]]:
-    """Best-fit decreasing: each item, longest first, goes to the row that it fills best.
+    """Fills one row after the other with the item that leaves it the least room, until none fits any more.
 
-    Items are never cut: one that no empty row can hold is rejected.
+    The room left is the sum of squares over its kinds, each weighed by the share of it that the items need: the norm-based
+    greedy of Panigrahy and others (Heuristics for vector bin packing, 2011). So where slots are scarce, a row takes long items
+    without media beside short ones with. Items are never cut: one that no empty row can hold is rejected. All arithmetic is
+    in integers, the same on any machine.
 
     Args:
-      sizes: what each item takes of every kind of room: positions first, by which rows are filled, then media and so on.
+      sizes: what each item takes of every kind of room: positions, media slots and so on.
       room: what one row holds of each kind.
       seed: of the order of the rows.
 
@@ -24,28 +26,33 @@ def plan_window(sizes: Int[np.ndarray, "items kinds"], room: tuple[int, ...], se
       The rows, each the indices of its items in rising order, shuffled; and the indices of rejected items. Items that take no
       room of any kind appear in neither.
     """
-    rows: list[list[int]] = []
-    left: list[list[int]] = []  # room left in each row
-    open_rows: list[tuple[int, int]] = []  # (positions left, row), sorted
     fits = (sizes <= np.asarray(room)).all(axis=1)
-    rejected = np.flatnonzero(~fits).tolist()
     chosen = np.flatnonzero(fits & sizes.any(axis=1))
-    smallest = sizes[chosen].min(axis=0).tolist() if len(chosen) else [0] * len(room)
-    order = chosen[np.lexsort((chosen, -sizes[chosen, 1], -sizes[chosen, 0]))]
-    for index, needs in zip(order.tolist(), sizes[order].tolist(), strict=True):
-        place = bisect.bisect_left(open_rows, (needs[0], -1))
-        for candidate in range(place, min(place + CANDIDATES, len(open_rows))):
-            row = open_rows[candidate][1]
-            if all(have >= need for have, need in zip(left[row], needs, strict=True)):
-                del open_rows[candidate]
-                break
-        else:
-            row = len(rows)
-            rows.append([])
-            left.append(list(room))
-        rows[row].append(index)
-        left[row] = [have - need for have, need in zip(left[row], needs, strict=True)]
-        if all(have >= need for have, need in zip(left[row], smallest, strict=True)):
-            bisect.insort(open_rows, (left[row][0], row))
+    rows = [[chosen[item] for item in row] for row in _fill(sizes[chosen].astype(np.int64), np.maximum(room, 1))]
     order = np.random.default_rng(seed).permutation(len(rows)).tolist()
-    return [sorted(rows[row]) for row in order], rejected
+    return [sorted(map(int, rows[row])) for row in order], np.flatnonzero(~fits).tolist()
+
+
+def _fill(sizes: Int[np.ndarray, "items kinds"], room: Int[np.ndarray, "kinds"]) -> list[list[int]]:
+    """The rows of items that all fit an empty one. Items of one size take turns by their index."""
+    classes, members = np.unique(sizes, axis=0, return_inverse=True)
+    waiting = [np.flatnonzero(members == number).tolist()[::-1] for number in range(len(classes))]
+    needed = sizes.sum(axis=0) * UNIT // room
+    weights = np.maximum(1000 * needed // max(needed.max(initial=0), 1), 1)
+    rows = []
+    while waiting:
+        row: list[int] = []
+        left = room.copy()
+        candidates = np.arange(len(classes))
+        while len(candidates := candidates[(classes[candidates] <= left).all(axis=1)]):
+            after = (left - classes[candidates]) * UNIT // room
+            best = candidates[np.argmin((weights * after * after).sum(axis=1))]
+            row.append(waiting[best].pop())
+            left = left - classes[best]
+            if not waiting[best]:
+                candidates = candidates[candidates != best]
+        rows.append(row)
+        if any(not items for items in waiting):
+            kept = [number for number, items in enumerate(waiting) if items]
+            classes, waiting = classes[kept], [waiting[number] for number in kept]
+    return rows

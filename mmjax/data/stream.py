@@ -17,7 +17,7 @@ import grain.python as grain
 import jax
 from absl import flags
 
-from mmjax.data import records
+from mmjax.data import packing, records
 from mmjax.data.batch import NO_PRIOR, assemble
 from mmjax.data.config import DataConfig
 from mmjax.data.mixture import mix
@@ -223,5 +223,7 @@ def _fingerprint(config: DataConfig, seed: int, sources: Mapping[str, Source], p
         del entry["images"]
         entry["length"] = len(source)
         entry["content"] = records.fingerprint(path, entry["split"]) if from_records else ""
+    if config.pack:
+        facts["packing"] = packing.VERSION
     facts |= {"seed": seed, "vocabulary": processor.limit, "pad": processor.pad_id}
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()

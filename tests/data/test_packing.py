@@ -42,3 +42,13 @@ def test_a_full_window_is_tight_and_quick():
     assert time.process_time() - started < 5
     assert not rejected and sizes[:, 0].sum() / (len(rows) * 2048) > 0.97
     assert rows != sorted(rows), "rows are shuffled"
+
+
+def test_scarce_slots_do_not_empty_the_rows():
+    """Five slots for 4.4 images a row: long texts without an image go beside short ones with."""
+    generator = np.random.default_rng(0)
+    images = (generator.random(8000) < 0.9).astype(int)
+    positions = np.minimum(np.exp(generator.normal(5.7, 0.6, 8000)).astype(int) + 576 * images + 900 * (1 - images), 2048)
+    sizes = np.stack([positions, images], axis=1)
+    rows, _ = plan_window(sizes, (4096, 5), 0)
+    assert positions.sum() / (len(rows) * 4096) > 0.93 and images.sum() / (len(rows) * 5) > 0.7
