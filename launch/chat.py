@@ -1,33 +1,61 @@
-"""A web page to ask a picture: `python -m launch.chat --model=DIR [--port=N]`, on this machine only."""
+"""A web page to talk about pictures: `python -m launch.chat --model=DIR [--port=N] [--template=T]`, on this machine only."""
 
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 
 from absl import flags
 
 from launch import command
-from launch.web_page import Server
+from launch.web_page import Said, Server
 from mmjax.data.media.image import decode_image
+from mmjax.types import Example, Medium, Part, Turn, ask
 
 MODEL = flags.DEFINE_string("model", None, "directory of a run or of a saved model", required=True)
 PORT = flags.DEFINE_integer("port", 7860, "port on 127.0.0.1; 0 = any free one", lower_bound=0, upper_bound=65535)
-PROMPT = flags.DEFINE_string("prompt", "Question: {} Answer:", "how a question is put to the model; {} stands for it")
+TEMPLATE = flags.DEFINE_string(
+    "template",
+    None,
+    "chat = the tokenizer's chat template, or a style as llava_v1; default: what the model's directory suggests",
+)
+PROMPT = flags.DEFINE_string(
+    "prompt",
+    "Question: {} Answer:",
+    "where there is no template: how a question about the last picture is put; {} stands for it",
+)
+MAX_NEW_TOKENS = flags.DEFINE_integer("max_new_tokens", 128, "longest answer in tokens", lower_bound=1)
+
+
+def example_of(said: Sequence[Said]) -> Example:
+    """A conversation of the page; pictures come before the words of their turn."""
+    shown = [turn.picture for turn in said if turn.picture is not None]
+    media = tuple(Medium("image", decode_image(data, name=f"picture {number + 1}")) for number, data in enumerate(shown))
+    numbers = iter(range(len(media)))
+    turns = []
+    for turn in said:
+        picture = (Part(medium=next(numbers)),) if turn.picture is not None else ()
+        turns.append(Turn(turn.role, (*picture, *((Part(turn.text),) if turn.text else ()))))  # pyright: ignore[reportArgumentType]
+    return Example("the page", media=media, turns=tuple(turns))
 
 
 def main() -> None:
     command.check_model("model", MODEL.value)
     one_at_a_time = threading.Lock()
 
-    def answer(question: str, picture: bytes) -> str:
-        image = decode_image(picture, name="the picture")
+    def answer(said: Sequence[Said]) -> str:
+        example = example_of(said)
+        if template is None:
+            example = ask(PROMPT.value.replace("{}", said[-1].text), *example.media[-1:])
         with one_at_a_time:
-            return str(mmjax.generate(model, [PROMPT.value.replace("{}", question)], images=[[image]])[0])
+            return str(mmjax.generate(model, example, template=template, max_new_tokens=MAX_NEW_TOKENS.value)[0])
 
     with Server(PORT.value, answer) as server:
         import mmjax
+        from mmjax.decoding.published import conversation_template
 
         model = mmjax.from_pretrained(MODEL.value)
+        template = TEMPLATE.value or conversation_template(model)
         print(f"http://127.0.0.1:{server.server_port} (Ctrl-C ends it)", flush=True)
         server.serve_forever()
 

@@ -18,8 +18,9 @@ PORT = flags.DEFINE_integer("port", 8000, "port; 0 = any free one", lower_bound=
 NAME = flags.DEFINE_string("name", None, "what requests call the model; default: the directory's name")
 TEMPLATE = flags.DEFINE_string(
     "template",
-    "chat",
-    "chat = the tokenizer's chat template; dialogue, as InstructBLIP's; question_answer and others ask single questions",
+    None,
+    "chat = the tokenizer's chat template; dialogue, as InstructBLIP's; llava_v1 and other styles of conversations; "
+    "question_answer and others ask single questions; default: chat, or for a LLaVA without one the style of its name",
 )
 MAX_TOKENS = flags.DEFINE_integer("max_tokens", 1024, "longest answer in tokens, and the default of requests", lower_bound=1)
 BATCH_SIZE = flags.DEFINE_integer("batch_size", 16, "answers decoded at once", lower_bound=1)
@@ -35,19 +36,20 @@ def main() -> None:
         raise UserError(f"serving needs {' and '.join(missing)}; install them: {sys.executable} -m pip install fastapi uvicorn")
     with listen(HOST.value, PORT.value) as listener:
         import mmjax
+        from mmjax.decoding.published import conversation_template
         from mmjax.serving.app import make_app
         from mmjax.serving.settings import Settings
         from mmjax.serving.warmup import warm_up
 
+        model = mmjax.from_pretrained(MODEL.value)
         settings = Settings(
             name=NAME.value or Path(MODEL.value).resolve().name,
-            template=TEMPLATE.value,
+            template=TEMPLATE.value or conversation_template(model) or "chat",
             max_tokens=MAX_TOKENS.value,
             batch_size=BATCH_SIZE.value,
             fetch_images=FETCH_IMAGES.value,
             fetch_hosts=tuple(FETCH_HOSTS.value),
         )
-        model = mmjax.from_pretrained(MODEL.value)
         application = make_app(model, settings)
         for done, count in warm_up(model, settings, WARM_UP.value):
             print(f"\rcompiling: {done} of {count} shapes", end="" if done < count else "\n", file=sys.stderr, flush=True)

@@ -1,18 +1,34 @@
-"""A small web page on this machine: upload a picture, ask a question, read the answer. Standard library only."""
+"""A small web page on this machine: show pictures, ask, read the answers, ask again. Standard library only."""
 
 from __future__ import annotations
 
+import base64
 import errno
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from urllib.parse import parse_qs, urlsplit
+from typing import Any, NamedTuple
 
 from mmjax.types.errors import UserError
 
 PAGE = Path(__file__).with_name("chat.html")
-MAX_BODY = 10 * 2**20  # bytes of an uploaded picture
-MAX_QUESTION = 1000  # letters
+MAX_BODY = 32 * 2**20  # bytes of a conversation with its pictures
+MAX_TEXT = 10_000  # letters of a turn
+
+
+class Said(NamedTuple):
+    """What one side says at once.
+
+    Args:
+      role: "user" or "assistant".
+      text: may be empty where there is a picture.
+      picture: the bytes of its file; None = there is none.
+    """
+
+    role: str
+    text: str
+    picture: bytes | None
 
 
 class Server(ThreadingHTTPServer):
@@ -20,7 +36,7 @@ class Server(ThreadingHTTPServer):
 
     Args:
       port: 0 takes any free one; `server_port` tells which.
-      answer: (question, bytes of the picture) -> answer; called from several threads. Its UserErrors are shown.
+      answer: conversation, which a question ends -> answer; called from several threads. Its UserErrors are shown.
 
     Raises:
       UserError: the port is in use.
@@ -28,7 +44,7 @@ class Server(ThreadingHTTPServer):
 
     daemon_threads = True
 
-    def __init__(self, port: int, answer: Callable[[str, bytes], str]):
+    def __init__(self, port: int, answer: Callable[[Sequence[Said]], str]):
         self.answer = answer
         try:
             super().__init__(("127.0.0.1", port), _Handler)
@@ -39,8 +55,30 @@ class Server(ThreadingHTTPServer):
             raise UserError(message) from None
 
 
+def read_conversation(body: bytes) -> list[Said]:
+    """The turns of a request: {"turns": [{"role": …, "text": …, "picture": base64 of a file, or null}, …]}.
+
+    Raises:
+      UserError: anything else.
+    """
+    try:
+        said = [_said(**turn) for turn in json.loads(body)["turns"]]
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise UserError(f"expected turns with role, text and picture, got something else ({error})") from None
+    roles = [turn.role for turn in said]
+    if not said or roles != ["user", "assistant"] * (len(said) // 2) + ["user"]:
+        raise UserError("expected user and assistant in turn, the user last")
+    if any(len(turn.text) > MAX_TEXT or not (turn.text or turn.picture) for turn in said if turn.role == "user"):
+        raise UserError(f"ask a question of at most {MAX_TEXT:,} letters")
+    return said
+
+
+def _said(role: str, text: str, picture: Any = None) -> Said:
+    return Said(role, str(text).strip(), None if picture is None else base64.b64decode(picture, validate=True))
+
+
 class _Handler(BaseHTTPRequestHandler):
-    """GET / gives the page; POST /ask?question=… with a picture as its body gives the answer as text."""
+    """GET / gives the page; POST /ask with a conversation as its body gives the answer as text."""
 
     server: Server
     timeout = 10  # seconds of silence after which a connection is dropped
@@ -53,17 +91,16 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_POST(self):
         length = self.headers.get("Content-Length", "")
-        question = parse_qs(urlsplit(self.path).query).get("question", [""])[0].strip()
         host = self.headers.get("Host", "").partition(":")[0]
         if host not in ("127.0.0.1", "localhost"):  # a foreign name may have been pointed at this machine
             self._reply(403, b"this page serves its own machine only")
+        elif self.headers.get("Content-Type", "").partition(";")[0] != "application/json":  # no other page's form sends this
+            self._reply(415, b"send application/json")
         elif not length.isdigit() or int(length) > MAX_BODY:
-            self._reply(413, f"send one picture of at most {MAX_BODY:,} bytes".encode())
-        elif not question or len(question) > MAX_QUESTION:
-            self._reply(400, f"ask a question of at most {MAX_QUESTION:,} letters".encode())
+            self._reply(413, f"send a conversation of at most {MAX_BODY:,} bytes".encode())
         else:
             try:
-                self._reply(200, self.server.answer(question, self.rfile.read(int(length))).encode())
+                self._reply(200, self.server.answer(read_conversation(self.rfile.read(int(length)))).encode())
             except UserError as error:
                 self._reply(400, str(error).encode())
 

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from mmjax.systems.parts import reads_source
 from mmjax.types import UserError
+from mmjax.types.model import Model
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +46,31 @@ PUBLISHED: dict[str, dict[str, Published]] = {
         "dialogue": Published("dialogue", _ANSWER | _REPEATED),
     },
 }
+
+
+# By which words in a model's name LLaVA's own commands choose the style of its conversations, first that applies.
+LLAVA_STYLES = {
+    "llama-2": "llava_llama_2",
+    "mistral": "mistral_instruct",
+    "v1.6-34b": "chatml_direct",
+    "v1": "llava_v1",
+    "mpt": "llava_mpt",
+    "": "llava_v0",
+}
+
+
+def conversation_template(model: Model) -> str | None:
+    """How conversations are put to a model: by its tokenizer's chat template, else to a LLaVA in the style of its name.
+
+    Returns:
+      "chat" or an entry of `mmjax.data.templates.TEMPLATES`; None for a model of single questions.
+    """
+    if getattr(getattr(model.processor, "llm", None), "chat_template", None):
+        return "chat"
+    if model.config["parts"].get("connectors.image", {}).get("family") != "linear":
+        return None
+    name = Path(str(model.config.get("source", ""))).name.lower()
+    return next(style for word, style in LLAVA_STYLES.items() if word in name)
 
 
 def published(parts: Mapping[str, Mapping[str, Any]], task: str) -> Published:

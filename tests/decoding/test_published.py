@@ -10,8 +10,8 @@ import mmjax
 from mmjax.data.segments import Piece
 from mmjax.data.templates import TEMPLATES
 from mmjax.decoding.options import DecodingOptions
-from mmjax.decoding.published import PUBLISHED, published, system_of
-from mmjax.types import Example, Medium, Part, Turn, UserError, ask
+from mmjax.decoding.published import PUBLISHED, conversation_template, published, system_of
+from mmjax.types import Example, Medium, Model, Part, Turn, UserError, ask
 from tests.decoding import world
 
 QUERIES, ALONE = {"family": "qformer", "vocab": 9}, {"family": "qformer", "vocab": 0}
@@ -90,3 +90,27 @@ def test_a_dialogue_tells_what_was_said():
         "Dialog history: is it red? no\n Question: blue? Short answer: yes",
         "Dialog history: is it red? no blue? yes\n Question: how many? Short answer: two",
     ]
+
+
+@pytest.mark.parametrize(
+    ("source", "style"),
+    [
+        ("liuhaotian/llava-v1.5-7b", "llava_v1"),
+        ("weights/llava-llama-2-13b-chat-lightning-preview", "llava_llama_2"),
+        ("liuhaotian/llava-v1.6-mistral-7b", "mistral_instruct"),
+        ("liuhaotian/llava-v1.6-34b", "chatml_direct"),
+        ("weights/LLaVA-Lightning-MPT-7B-preview", "llava_mpt"),
+        ("LLaVA-13b-delta-v0", "llava_v0"),
+    ],
+)
+def test_the_style_of_a_llava_is_that_of_its_name(source, style):
+    model = Model(None, {}, None, {"parts": {"connectors.image": {"family": "linear"}}, "source": source})
+    assert conversation_template(model) == style and style in TEMPLATES
+
+
+def test_a_chat_template_comes_before_the_style(model):
+    assert conversation_template(model) is None
+    tokenizer = world.make_tokenizer()
+    tokenizer.chat_template = "{{ messages[0]['content'] }}"
+    processor = dataclasses.replace(model.processor, llm=tokenizer)
+    assert conversation_template(dataclasses.replace(model, processor=processor)) == "chat"

@@ -1,19 +1,34 @@
 from __future__ import annotations
 
+import base64
 import http.client
+import json
 import threading
-from urllib.parse import quote
 
 import pytest
 
-from launch.web_page import MAX_BODY, Server
+from launch.chat import example_of
+from launch.web_page import MAX_BODY, MAX_TEXT, Said, Server
+from mmjax.types import Part, Turn
 from mmjax.types.errors import UserError
+from tests.decoding.world import png
+
+JSON = {"Content-Type": "application/json"}
 
 
-def answer(question: str, picture: bytes) -> str:
-    if not picture:
+def answer(said) -> str:
+    if said[0].picture == b"":
         raise UserError("the picture: no bytes")
-    return f"{question} {len(picture)} ü"
+    return " ".join(f"{turn.text} {len(turn.picture or b'')}" for turn in said) + " ü"
+
+
+def talk(*turns, **more) -> bytes:
+    """The body of a request: (role, text, bytes of a picture or None) for each turn."""
+    said = [
+        {"role": role, "text": text, "picture": picture if picture is None else base64.b64encode(picture).decode(), **more}
+        for role, text, picture in turns
+    ]
+    return json.dumps({"turns": said}).encode()
 
 
 @pytest.fixture
@@ -22,7 +37,7 @@ def ask():
     with Server(0, answer) as server:
         threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
 
-        def request(method: str, path: str, body: bytes = b"", **headers: str) -> tuple[int, str]:
+        def request(method: str, path: str, body: bytes = b"", headers=JSON) -> tuple[int, str]:
             connection = http.client.HTTPConnection("127.0.0.1", server.server_port, timeout=10)
             connection.request(method, path, body, headers)
             reply = connection.getresponse()
@@ -34,31 +49,52 @@ def ask():
         server.shutdown()
 
 
-def test_the_page_and_an_answer(ask):
+def test_the_page_and_answers(ask):
+    """A second question comes with all that was said before, and may show another picture."""
     status, page = ask("GET", "/")
     assert status == 200 and "<form>" in page
-    assert ask("POST", f"/ask?question={quote('How many? ü')}", b"12345") == (200, "How many? ü 5 ü")
+    assert ask("POST", "/ask", talk(("user", "How many? ü", b"12345"))) == (200, "How many? ü 5 ü")
+    further = talk(("user", "a", b"12"), ("assistant", "b", None), ("user", "c", None))
+    assert ask("POST", "/ask", further) == (200, "a 2 b 0 c 0 ü")
 
 
 @pytest.mark.parametrize(
     ("method", "path", "body", "headers", "status"),
     [
-        ("GET", "/../pyproject.toml", b"", {}, 404),
-        ("POST", "/ask", b"x", {}, 400),
-        ("POST", "/ask?question=%20", b"x", {}, 400),
-        ("POST", f"/ask?question={'x' * 1001}", b"x", {}, 400),
-        ("POST", "/ask?question=x", b"", {}, 400),
-        ("POST", "/ask?question=x", b"", {"Content-Length": str(MAX_BODY + 1)}, 413),
-        ("POST", "/ask?question=x", b"", {"Content-Length": "-1"}, 413),
-        ("POST", "/ask?question=x", b"x", {"Host": "evil.example"}, 403),
+        ("GET", "/../pyproject.toml", b"", JSON, 404),
+        ("POST", "/ask", b"x", JSON, 400),
+        ("POST", "/ask", b"[" * 100_000, JSON, 400),
+        ("POST", "/ask", b'{"turns": []}', JSON, 400),
+        ("POST", "/ask", b'{"turns": [{"role": "user", "text": "a", "picture": "?"}]}', JSON, 400),
+        ("POST", "/ask", talk(("user", "a", None), more=1), JSON, 400),
+        ("POST", "/ask", talk(("user", " ", None)), JSON, 400),
+        ("POST", "/ask", talk(("user", "x" * (MAX_TEXT + 1), None)), JSON, 400),
+        ("POST", "/ask", talk(("assistant", "a", None)), JSON, 400),
+        ("POST", "/ask", talk(("user", "a", None), ("user", "b", None)), JSON, 400),
+        ("POST", "/ask", talk(("user", "a", b"")), JSON, 400),
+        ("POST", "/ask", b"", JSON | {"Content-Length": str(MAX_BODY + 1)}, 413),
+        ("POST", "/ask", b"", JSON | {"Content-Length": "-1"}, 413),
+        ("POST", "/ask", talk(("user", "a", None)), {"Content-Type": "text/plain"}, 415),
+        ("POST", "/ask", talk(("user", "a", None)), JSON | {"Host": "evil.example"}, 403),
     ],
 )
 def test_bad_requests_are_refused(ask, method, path, body, headers, status):
-    assert ask(method, path, body, **headers)[0] == status
-    assert ask("POST", "/ask?question=a", b"x") == (200, "a 1 ü")
+    assert ask(method, path, body, headers)[0] == status
+    assert ask("POST", "/ask", talk(("user", "a", b"x"))) == (200, "a 1 ü")
 
 
 def test_a_port_in_use_is_one_line():
     with Server(0, answer) as first:
         with pytest.raises(UserError, match=f"--port={first.server_port}: Address already in use"):
             Server(first.server_port, answer)
+
+
+def test_pictures_are_parts_of_their_turns():
+    said = [Said("user", "a", png(1)), Said("assistant", "b", None), Said("user", "", png(2))]
+    example = example_of(said)
+    assert example.turns == (
+        Turn("user", (Part(medium=0), Part("a"))), Turn("assistant", (Part("b"),)), Turn("user", (Part(medium=1),)),
+    )  # fmt: skip
+    assert [medium.data.shape for medium in example.media] == [(12, 12, 3)] * 2
+    with pytest.raises(UserError, match="picture 1: 3 bytes that are none of PNG"):
+        example_of([Said("user", "a", b"123")])
