@@ -28,13 +28,16 @@ SLICE = 32 * 2**20  # bytes of a tar that are read at once
 MAX_BYTES = 32 * 2**20  # of a member
 MIMES = {"jpg": "image/jpeg", "jpeg": "image/jpeg", "png": "image/png", "webp": "image/webp"}
 
+_BOOTSTRAPPED = "https://github.com/salesforce/BLIP", "pictures: their owners'"
 _CONCEPTUAL = "any use, credit asked; pictures: their owners'"
 SETS = {
     "cc3m": ("Conceptual Captions: 3.3 million.", "https://ai.google.com/research/ConceptualCaptions", _CONCEPTUAL),
     "cc12m": ("Conceptual 12M.", "https://github.com/google-research-datasets/conceptual-12m", _CONCEPTUAL),
     "sbu": ("SBU: a million photographs of Flickr.", "https://www.cs.rice.edu/~vo9/sbucaptions", "their owners' Flickr terms"),
     "laion400m": ("LAION-400M.", "https://laion.ai/blog/laion-400-open-dataset", "CC-BY-4.0; pictures: their owners'"),
-    "web_capfilt": ("Web pictures with BLIP's captions.", "https://github.com/salesforce/BLIP", "pictures: their owners'"),
+    "laion_capfilt": ("LAION's 115 million with BLIP's captions.", *_BOOTSTRAPPED),
+    "cc_sbu_capfilt": ("Conceptual Captions and SBU with BLIP's captions.", *_BOOTSTRAPPED),
+    "web_capfilt": ("Web pictures with BLIP's captions.", *_BOOTSTRAPPED),
 }
 
 

@@ -22,9 +22,10 @@ from mmjax.types.errors import UserError
 MODULES = {
     **{name: name for name in ("shapes", "easy_vqa", "smollm2", "textcaps", "nocaps", "vqav2", "okvqa", "aokvqa", "gqa")},
     **{name: name for name in ("ocr_vqa", "textvqa", "vizwiz", "scienceqa", "iconqa", "vsr", "pope", "hateful_memes")},
+    "cc_sbu_align": "cc_sbu_align",
     **dict.fromkeys(("coco_caption", "flickr30k"), "coco_caption"),
     **dict.fromkeys(("visual_genome_caption", "visual_genome_qa"), "visual_genome"),
-    **dict.fromkeys(("cc3m", "cc12m", "sbu", "laion400m", "web_capfilt"), "image_text"),
+    **dict.fromkeys(("cc3m", "cc12m", "sbu", "laion400m", "web_capfilt", "laion_capfilt", "cc_sbu_capfilt"), "image_text"),
     **dict.fromkeys(("llava_conversation", "llava_detail", "llava_reasoning", "llava_instruct"), "llava"),
     **dict.fromkeys(("llava_pretrain", "llava_cc3m_595k", "llava_mix665k", "conversations"), "llava"),
 }

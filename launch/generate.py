@@ -2,7 +2,8 @@
 
 DIR is a run's workdir or a model in Hugging Face layout; or a .pth file of LAVIS or MiniGPT-4, of which
 `--part=llm=DIR --part=connectors.image=DIR` name what it lacks. Images, then videos come before the text, in the order given.
-`--task=vqa` puts the question, and `--task=caption` asks for a caption, as the authors of BLIP-2 and InstructBLIP did.
+`--task=vqa` puts the question, and `--task=caption` asks for a caption, as the authors of BLIP-2, InstructBLIP and MiniGPT-4
+did; `--task=chat` talks as MiniGPT-4's demo does, `--task=first_chat` as its first release did.
 """
 
 from __future__ import annotations
@@ -16,7 +17,9 @@ from mmjax.types.errors import UserError
 MODEL = flags.DEFINE_string("model", None, "directory of a run or of a saved model, or a .pth file", required=True)
 PART = flags.DEFINE_multi_string("part", [], "NAME=PATH of a part that a .pth file lacks; may be repeated")
 PROMPT = flags.DEFINE_string("prompt", None, 'the text, for example "Question: How many diamonds are there? Answer:"')
-TASK = flags.DEFINE_enum("task", None, ["vqa", "caption"], "published prompt and decoding; --prompt is then the question alone")
+TASK = flags.DEFINE_enum(
+    "task", None, ["vqa", "caption", "chat", "first_chat"], "published prompt and decoding; --prompt is then the question alone"
+)
 IMAGE = flags.DEFINE_multi_string("image", [], "picture file; may be repeated")
 VIDEO = flags.DEFINE_multi_string("video", [], "video file, read as frames (four, or as trained); may be repeated")
 MAX_NEW_TOKENS = flags.DEFINE_integer("max_new_tokens", None, "longest answer; default 32, or as of the task", lower_bound=1)

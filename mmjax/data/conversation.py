@@ -67,7 +67,8 @@ CHATML = Style(
     f"<|im_start|>system\n{PLACE}<|im_end|><|im_start|>user\n", "<|im_end|><|im_start|>assistant\n", "<|im_start|>user\n",
     ("", "<|im_end|>"), "Answer the questions.",
 )  # fmt: skip
-# Stage 2 learns without a system's text, and with a space before "###" that the chat has not.
+# Stage 2 learns without a system's text, and with a space before "###" that the chat has not; the chat of the first release has
+# none before the answer either.
 MINIGPT4 = Style(
     "###Human: ", " ###Assistant: ", "Human: ", ("", "###"),
     image=("<Img>", "</Img>"), joint=" ", front=False, apart=True,
@@ -98,6 +99,9 @@ STYLES: dict[str, Style] = {
     ),
     "minigpt4": MINIGPT4,
     "minigpt4_chat": dataclasses.replace(MINIGPT4, opening=f"{PLACE}###Human: ", asked="###Assistant: ", system=SHOWN_LATER),
+    "minigpt4_first_chat": dataclasses.replace(
+        MINIGPT4, opening=f"{PLACE}###Human: ", asked="###Assistant:", system=SHOWN_LATER
+    ),
     "minigpt4_llama_2": MINIGPT4_LLAMA_2,
     "minigpt4_llama_2_chat": dataclasses.replace(MINIGPT4_LLAMA_2, opening=f"{PLACE}<s>[INST] ", system=SHOWN_LATER),
 }
@@ -106,7 +110,7 @@ STYLES: dict[str, Style] = {
 def plain() -> Template:
     """Captions behind their images, without a prompt: LLaVA's `plain` and the first stage of MiniGPT-4.
 
-    The caption is the first answer, or else drawn from the accepted ones; what a user asks is not read. A newline ends it.
+    What a user asks is not read. A newline ends the caption.
     """
 
     def images(example: Example) -> tuple[MediumSlot, ...]:
@@ -115,8 +119,7 @@ def plain() -> Template:
         return tuple(map(MediumSlot, range(len(example.media))))
 
     def segments(example: Example, seed: int) -> list[Segment]:
-        said = [turn.text for turn in example.turns if turn.role == "assistant"]
-        words = (Words(said[0] if said else caption_of(example, seed), quoted=True, learnt=True), Words("\n", learnt=True))
+        words = (Words(caption_of(example, seed), quoted=True, learnt=True), Words("\n", learnt=True))
         return [Segment((Special("bos"), *images(example), *joined(words, example.id)), may_be_cut=True)]
 
     return Template(segments, lambda example, seed: Segment((Special("bos"), *images(example))), end="\n")
@@ -130,7 +133,7 @@ def conversations(style: Style) -> Template:
     """
 
     def segments(example: Example, seed: int) -> list[Segment]:
-        system, turns = _turns(style, example, seed)
+        system, turns = _turns(style, example, seed, learn=True)
         if not any(turn.role == "assistant" and turn.text for turn in turns):
             raise ExampleError(f"example {example.id!r} has no answer to learn; give an assistant turn or `answers`")
         if unseen := set(range(len(example.media))) - {index for turn in turns for index in turn.media}:
@@ -141,15 +144,15 @@ def conversations(style: Style) -> Template:
         return [Segment(_parts(style, example, system, turns, learn=True), may_be_cut=True)]
 
     def prompt(example: Example, seed: int) -> Segment:
-        system, turns = _turns(style, example, seed)
+        system, turns = _turns(style, example, seed, learn=False)
         asked = turns[:-1] if turns[-1].role == "assistant" else turns
         return Segment(_parts(style, example, system, asked, learn=False))
 
     return Template(segments, prompt, remembers=True, end=style.answer[1].strip(" "))
 
 
-def _turns(style: Style, example: Example, seed: int) -> tuple[str | None, list[Turn]]:
-    """What a system says, and the questions and answers by turns.
+def _turns(style: Style, example: Example, seed: int, *, learn: bool) -> tuple[str | None, list[Turn]]:
+    """What a system says, and the questions and answers by turns; of a caption without a question it is there to learn only.
 
     Raises:
       ExampleError: they are anything else.
@@ -158,7 +161,8 @@ def _turns(style: Style, example: Example, seed: int) -> tuple[str | None, list[
     if style.instructions and not any(turn.text for turn in turns if turn.role == "user"):
         instruction = style.instructions[draw("instruction", example.id, seed) % len(style.instructions)]
         shown = (Part(medium=index) for index in range(len(example.media)))
-        turns = [Turn("user", (*shown, Part(instruction))), Turn("assistant", (Part(caption_of(example, seed)),))]
+        turns = [Turn("user", (*shown, Part(instruction)))]
+        turns += [Turn("assistant", (Part(caption_of(example, seed)),))] if learn else []
     system = turns.pop(0).text if turns and turns[0].role == "system" else None
     for number, (turn, role) in enumerate(zip(turns, itertools.cycle(("user", "assistant")), strict=False), 1):
         where = f"example {example.id!r}: turn {number}{'' if system is None else ' after the system'}"

@@ -8,7 +8,7 @@ import itertools
 from collections.abc import Iterable, Iterator
 
 from mmjax.data.segments import draw
-from mmjax.types import Example, Part, Turn, UserError
+from mmjax.types import Example, ExampleError, Part, Turn, UserError
 
 
 def exchanges(example: Example) -> Iterator[tuple[str, tuple[int, ...], str | None]]:
@@ -73,13 +73,13 @@ def captions_of(example: Example) -> tuple[str, ...]:
     """All captions of an example: its `answers`, where nothing is asked, else `meta["caption"]` or what the assistant says.
 
     Raises:
-      UserError: it has none.
+      ExampleError: it has none.
     """
     if example.answers and not any(turn.role == "user" for turn in example.turns):
         return example.answers
     caption = example.meta.get("caption") or next((turn.text for turn in example.turns if turn.role == "assistant"), None)
     if not caption:
-        raise UserError(
+        raise ExampleError(
             f"example {example.id!r}: expected meta['caption'], an assistant turn or answers, got none; choose another template"
         )
     return (caption,)

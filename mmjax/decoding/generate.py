@@ -74,8 +74,8 @@ def generate(
         [height, width, 3] or PIL images; a video becomes four pictures, its frames (`mmjax.data.media.video`).
       template: "chat" renders the whole conversation by the tokenizer's chat template; an entry of
         `mmjax.data.templates.TEMPLATES` renders the last question; None = its text is the whole prompt.
-      task: "caption", "vqa" or "dialogue": as the model's authors asked it, by `mmjax.decoding.published`; a template and
-        options that are given prevail.
+      task: "caption", "vqa", "dialogue", "chat" or "first_chat": as the model's authors asked it, by
+        `mmjax.decoding.published`; a template and options that are given prevail.
       batch_size: rows decoded at once.
       stream: give an iterator over pieces of the text of one single answer instead.
       stop_strings: the answer ends before the first of these, and before what the template ends answers with.

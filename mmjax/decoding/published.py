@@ -1,4 +1,4 @@
-"""What the authors of BLIP-2 and InstructBLIP asked their models, and how they decoded the answers.
+"""What the authors of BLIP-2, InstructBLIP and MiniGPT-4 asked their models, and how they decoded the answers.
 
 One table: system -> task -> template and options. `generate(…, task="vqa")` looks the model up in it, and a config may take an
 evaluation's template and decoding from it.
@@ -34,6 +34,10 @@ _CAPTION = {"num_beams": 5, "max_new_tokens": 30, "min_new_tokens": 8}
 _ANSWER = {"num_beams": 5, "max_new_tokens": 10, "min_new_tokens": 1, "length_penalty": -1.0}
 # arXiv 2305.06500, appendix; LAVIS's InstructBLIP decodes all its answers with this penalty.
 _REPEATED = {"repetition_penalty": 1.5}
+# MiniGPT-4's demo as it stands and as it was released first, and its evaluation by batches.
+_CHAT = {"max_new_tokens": 300, "do_sample": True, "top_p": 0.9, "repetition_penalty": 1.05}
+_FIRST = {"max_new_tokens": 300, "num_beams": 5}
+_BRIEF = {"max_new_tokens": 20}
 
 PUBLISHED: dict[str, dict[str, Published]] = {
     # LAVIS counts [DEC], with which the text begins, among its 10 to 30 tokens.
@@ -44,6 +48,17 @@ PUBLISHED: dict[str, dict[str, Published]] = {
         "caption": Published("caption_short", {"num_beams": 5, "max_new_tokens": 80, "min_new_tokens": 10, **_REPEATED}),
         "vqa": Published("vqa_5", _ANSWER | _REPEATED),
         "dialogue": Published("dialogue", _ANSWER | _REPEATED),
+    },
+    "minigpt4": {
+        "caption": Published("minigpt4_chat", _CHAT),
+        "vqa": Published("minigpt4_chat", _BRIEF),
+        "chat": Published("minigpt4_chat", _CHAT),
+        "first_chat": Published("minigpt4_first_chat", _FIRST),
+    },
+    "minigpt4_llama_2": {
+        "caption": Published("minigpt4_llama_2_chat", _CHAT),
+        "vqa": Published("minigpt4_llama_2_chat", _BRIEF),
+        "chat": Published("minigpt4_llama_2_chat", _CHAT),
     },
 }
 
@@ -78,7 +93,7 @@ def published(parts: Mapping[str, Mapping[str, Any]], task: str) -> Published:
 
     Args:
       parts: of a model's config.
-      task: "caption", "vqa" or "dialogue".
+      task: "caption", "vqa", "dialogue", "chat" or "first_chat".
 
     Raises:
       UserError: that system was not published with this task.
@@ -93,10 +108,14 @@ def published(parts: Mapping[str, Mapping[str, Any]], task: str) -> Published:
 def system_of(parts: Mapping[str, Mapping[str, Any]]) -> str:
     """Which published system has such parts; "" for none."""
     connector, llm = parts.get("connectors.image", {}), parts.get("llm")
+    if connector.get("family") == "linear" and connector.get("merge", 1) > 1:
+        return "minigpt4_llama_2"
     if connector.get("family") != "qformer":
         return ""
     if llm is None:
         return "blip2_stage1"
     if connector.get("vocab") and llm["family"] != "opt":  # with OPT the Q-Former reads BLIP-2's own fine-tuning questions
         return "instructblip"
+    if llm["family"] == "llama":
+        return "minigpt4"
     return "blip2_t5" if reads_source(parts) else "blip2_opt"

@@ -48,19 +48,25 @@ def answered_pictures(
 
     Returns:
       The lines with "image" (a PNG data URI) and "map" (rows of attention over the patches, 0…1; None = the patches are no
-      square grid). Questions without an image are left out.
+      square grid, or the connector is a linear one, which looks everywhere). Questions without an image are left out.
     """
     picked = pick(source, count, options)
     if not picked:
         return []
     line_of = {line["id"]: line for line in lines}
-    batch = model.processor.prompts(picked, template)
-    compiled = model.cache.setdefault("evaluation.attention", jax.jit(lambda p, b: mean_map(model.definition.bind(p), b)))
-    maps = fetch(compiled(model.parameters, batch))
     return [
-        {**line_of[question.id], "image": data_uri(question.media[0].data), "map": as_grid(row)}
-        for question, row in zip(picked, maps, strict=True)
+        {**line_of[question.id], "image": data_uri(question.media[0].data), "map": grid}
+        for question, grid in zip(picked, attention(model, picked, template), strict=True)
     ]
+
+
+def attention(model: Model, asked: Sequence[Example], template: str | None) -> list[list[list[float]] | None]:
+    """Where a Q-Former looked to answer each question, as `as_grid` has it; None for other connectors."""
+    if model.config["parts"]["connectors.image"]["family"] != "qformer":
+        return [None] * len(asked)
+    batch = model.processor.prompts(asked, template)
+    compiled = model.cache.setdefault("evaluation.attention", jax.jit(lambda p, b: mean_map(model.definition.bind(p), b)))
+    return [as_grid(row) for row in fetch(compiled(model.parameters, batch))]
 
 
 def pick(source: Source, count: int, options: EvaluationOptions, most: int = COUNT) -> list[Example]:

@@ -184,6 +184,8 @@ def _read_source(assembly: Assembly, part: str, config: Mapping[str, Any], paths
     sources = [config["source"]] if isinstance(config["source"], str) else list(config["source"])
     source, weights, absent = " and ".join(sources), {}, set()
     for each in sources:
+        if all(path in weights or path in absent for path in paths):
+            break
         stored, never = _stored(assembly, part, config, each)
         weights, absent = stored | weights, absent.union(never)
     found = {path: weights[path] for path in paths if path in weights}

@@ -238,7 +238,7 @@ def test_prompts_begin_the_training_row(name):
     compared = 0
     for talk in talks(80):
         moved = any(question.find("<image>") > 0 for question, _ in talk) and STYLES.get(name, STYLES["llava_v1"]).front
-        if moved or not talk[-1][1] or ("plain" in name and "<image>" not in str(talk)):
+        if moved or not talk[-1][1] or ("plain" in name and not ("<image>" in str(talk) and talk[0][1])):
             continue
         one = example(talk)
         row = processor.tokenise(TEMPLATES[name](one)[0])

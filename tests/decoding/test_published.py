@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 
 import mmjax
-from mmjax.data.segments import Piece
+from mmjax.data.segments import Piece, Rendered
 from mmjax.data.templates import TEMPLATES
 from mmjax.decoding.options import DecodingOptions
 from mmjax.decoding.published import PUBLISHED, conversation_template, published, system_of
@@ -26,13 +26,31 @@ ASKED = {
     ("instructblip", "caption"): "A short image description:",
     ("blip2_stage1", "caption"): "",
 }
+TALK = (
+    "Give the following image: <Img>ImageContent</Img>. You will be able to see the image once I provide it to you. Please "
+    "answer my questions."
+)
+VICUNA, LLAMA_2 = "###Human: <Img></Img> what is it?###Assistant:", "<s>[INST] <Img></Img> what is it? [/INST] "
+TALKS = {
+    ("minigpt4", "caption"): (f"{TALK}{VICUNA} ", 300, ("###",)),
+    ("minigpt4", "vqa"): (f"{TALK}{VICUNA} ", 20, ("###",)),
+    ("minigpt4", "chat"): (f"{TALK}{VICUNA} ", 300, ("###",)),
+    ("minigpt4", "first_chat"): (f"{TALK}{VICUNA}", 300, ("###",)),
+    ("minigpt4_llama_2", "caption"): (f"{TALK}{LLAMA_2}", 300, ("</s>",)),
+    ("minigpt4_llama_2", "vqa"): (f"{TALK}{LLAMA_2}", 20, ("</s>",)),
+    ("minigpt4_llama_2", "chat"): (f"{TALK}{LLAMA_2}", 300, ("</s>",)),
+}
 
 
 def text(segment):
     return "".join(part.text for part in segment.parts if isinstance(part, Piece))
 
 
-@pytest.mark.parametrize(("system", "task"), [(system, task) for system in PUBLISHED for task in PUBLISHED[system]])
+def test_every_row_of_the_table_is_tested():
+    assert {(system, task) for system in PUBLISHED for task in PUBLISHED[system]} == {*ASKED, *TALKS}
+
+
+@pytest.mark.parametrize(("system", "task"), ASKED)
 def test_prompts_and_options(system, task):
     recipe = PUBLISHED[system][task]
     example = ask("what is it?", Medium("image", b""))
@@ -41,6 +59,26 @@ def test_prompts_and_options(system, task):
     assert options.num_beams == (3 if system == "blip2_stage1" else 5)
     assert options.length_penalty == (1 if task == "caption" else -1)
     assert options.repetition_penalty == (1.5 if system == "instructblip" else 1)
+
+
+@pytest.mark.parametrize(("system", "task"), TALKS)
+def test_minigpt4_talks_as_its_demo(system, task):
+    recipe, (prompt, tokens, end) = PUBLISHED[system][task], TALKS[system, task]
+    segment = TEMPLATES[recipe.template].prompt(ask("what is it?", Medium("image", b"")), 0)
+    assert "".join(part.text for part in segment.parts if isinstance(part, Rendered)) == prompt
+    assert (TEMPLATES[recipe.template].end,) == end
+    options = DecodingOptions(**recipe.options)
+    assert options.max_new_tokens == tokens and options.do_sample == (task in ("caption", "chat"))
+    assert options.num_beams == (5 if task == "first_chat" else 1)
+    assert options.repetition_penalty == (1.05 if options.do_sample else 1) and options.temperature == 1
+
+
+def test_a_caption_is_asked_for_in_one_of_four_ways():
+    picture, asked = Medium("image", b""), set()
+    for number in range(40):
+        segment = TEMPLATES["minigpt4_chat"].prompt(ask("", picture, id=str(number)), 0)
+        asked.add(segment.parts[-1].text.removeprefix("</Img> ").removesuffix("###Assistant: "))
+    assert len(asked) == 4 and "Describe this image in detail." in asked
 
 
 @pytest.mark.parametrize(
@@ -52,6 +90,9 @@ def test_prompts_and_options(system, task):
         ({"connectors.image": ALONE, "llm": T5}, "blip2_t5"),
         ({"connectors.image": QUERIES, "llm": T5}, "instructblip"),
         ({"connectors.image": QUERIES, "llm": LLAMA}, "instructblip"),
+        ({"connectors.image": ALONE, "llm": LLAMA}, "minigpt4"),
+        ({"connectors.image": {"family": "linear", "merge": 4}, "llm": LLAMA}, "minigpt4_llama_2"),
+        ({"connectors.image": {"family": "linear", "merge": 1}, "llm": LLAMA}, ""),
         ({"llm": LLAMA}, ""),
     ],
 )

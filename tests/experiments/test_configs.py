@@ -27,7 +27,7 @@ ROOT = Path(__file__).parents[2]
 GOLDEN = Path(__file__).parent / "golden"
 
 PUBLISHED = ("blip2.stage1", "blip2.stage2", "blip2.vqa", "blip2.caption", "blip2.retrieval", "instructblip.instruct")
-PUBLISHED += ("llava.pretrain", "llava.finetune", "llava.finetune_lora")
+PUBLISHED += ("llava.pretrain", "llava.finetune", "llava.finetune_lora", "minigpt4.stage1", "minigpt4.stage2")
 
 # Every config file with the arguments whose resolved form is kept; helpers without get_config are not configs.
 CONFIGS = [
@@ -58,6 +58,12 @@ CONFIGS = [
     ("llava.finetune", "size=13b,version=1.6"),
     ("llava.finetune", "version=1.6,tiny"),
     ("llava.finetune_lora", ""),
+    ("minigpt4.stage1", ""),
+    ("minigpt4.stage1", "llm=llama2_7b"),
+    ("minigpt4.stage1", "llm=llama2_7b,tiny"),
+    ("minigpt4.stage2", ""),
+    ("minigpt4.stage2", "llm=llama2_7b"),
+    ("minigpt4.stage2", "llm=vicuna_7b,preset=upstream"),
     *((module, "tiny") for module in PUBLISHED),
 ]
 
@@ -133,11 +139,12 @@ def stages(*configs: tuple[str, str]) -> list[tuple[str, str, str]]:
     return [(module, arg, stage) for module, arg in configs for stage in resolve(module, arg).stages]
 
 
-TOYS = stages(("blip2.shapes", ""), ("instructblip.instruct", "llm=flan_t5_xl,tiny"))
+TOYS = stages(("blip2.shapes", ""), ("instructblip.instruct", "llm=flan_t5_xl,tiny"), ("minigpt4.stage1", "llm=llama2_7b,tiny"))
 OTHERS = stages(
     ("blip2.shapes", "llm=smollm2"), ("blip2.easy_vqa", ""), ("blip2.stage2", "llm=flan_t5_xl,tiny"),
     *((module, "tiny") for module in PUBLISHED), *((module, "") for module in PUBLISHED),
     ("blip2.stage1", "encoder=clip_l"), ("blip2.stage2", "llm=flan_t5_xl"), ("instructblip.instruct", "llm=flan_t5_xl"),
+    ("minigpt4.stage1", "llm=llama2_7b"), ("minigpt4.stage2", "llm=llama2_7b"),
 )  # fmt: skip
 
 

@@ -67,7 +67,13 @@ RELEASES = {
         },
         "train2014/7.jpg": None,
     },
-    "web_capfilt": {"list.json": [{"image": "a.jpg", "caption": "a dog"}], "a.jpg": None},
+    **{
+        name: {"list.json": [{"image": "a.jpg", "caption": "a dog"}], "a.jpg": None}
+        for name in ("web_capfilt", "laion_capfilt", "cc_sbu_capfilt")
+    },
+    "cc_sbu_align": {
+        "filter_cap.json": {"annotations": [{"image_id": "2", "caption": "The image shows a dog."}]}, "image/2.jpg": None,
+    },
     "textcaps": {
         "TextCaps_0.1_train.json": {"data": [{"image_id": "ab", "reference_strs": CAPTIONS}]}, "train_images/ab.jpg": None,
     },
@@ -163,6 +169,8 @@ class Watched:
         ("blip2.stage1", "", 6),
         ("blip2.stage2", "llm=flan_t5_xl", 6),
         ("blip2.stage2", "preset=upstream", 2),
+        ("minigpt4.stage1", "", 2),
+        ("minigpt4.stage2", "", 1),
     ],
 )
 def test_every_set_is_drawn_and_nothing_is_left_out(prepared, module, arg, count):
