@@ -3,6 +3,7 @@
 #
 #   launch/local.sh train [--config=F.py[:arg]] [--workdir=DIR] …   default: experiments/blip2/shapes.py into runs/shapes
 #   launch/local.sh evaluate [--config=…] [--workdir=DIR]           the same defaults
+#   launch/local.sh plan [--config=…] [--stage=S]                   what a run will do, without any data
 #   launch/local.sh generate --image=F --prompt=… [--model=DIR]     default: the last run
 #   launch/local.sh chat [--model=DIR] [--port=N]                   default: the last run
 #   launch/local.sh serve [--model=DIR] [--template=T] …            an OpenAI-style endpoint; default: the last run
@@ -90,7 +91,7 @@ last_run() {
   cat runs/.last 2>/dev/null || fail "there is no run yet: launch/local.sh train makes one, or name a directory with --model=DIR"
 }
 
-[ $# -gt 0 ] || fail "name a verb: train, evaluate, generate, chat, serve, convert, prepare, test or install (see the top of launch/local.sh)"
+[ $# -gt 0 ] || fail "name a verb: train, evaluate, plan, generate, chat, serve, convert, prepare, test or install (see the top of launch/local.sh)"
 verb=$1
 shift
 case $verb in
@@ -111,13 +112,16 @@ case $verb in
       set -- --model="$model" "$@"
     fi
     ;;
+  plan)
+    flag config "$@" >/dev/null || set -- --config="$DEFAULT_CONFIG" "$@"
+    ;;
   convert | prepare) ;;
   install | test)
     install requirements.txt requirements-test.txt
     [ "$verb" = test ] || exit 0
     exec .venv/bin/python -m pytest -n 2 "$@"
     ;;
-  *) fail "no verb $verb; there is train, evaluate, generate, chat, serve, convert, prepare, test and install" ;;
+  *) fail "no verb $verb; there is train, evaluate, plan, generate, chat, serve, convert, prepare, test and install" ;;
 esac
 install requirements.txt
 if [ "$verb" = train ]; then
