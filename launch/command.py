@@ -17,6 +17,7 @@ from typing import Any
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
+from mmjax.data.files.source import is_file_source
 from mmjax.interop.hub import ADAPTER, is_hub_id
 from mmjax.training.stage import Experiment
 from mmjax.types.config import from_config, read_literal, suggest, to_dict
@@ -91,7 +92,7 @@ def prepare_missing(experiment: Experiment) -> None:
     wanted = [(source.path, source.builder) for source in sources]
     wanted += [(part["source"], part["builder"]) for part in experiment.parts.values() if part.get("builder")]
     for path, builder in dict.fromkeys(wanted):
-        if path and builder and not Path(path).exists():
+        if path and builder and not Path(path).exists() and not is_file_source(path):
             import data_pipelines
 
             print(f"preparing {path}", file=sys.stderr)

@@ -5,8 +5,8 @@
     python -m launch.train --config=experiments/llava/pretrain.py:version=1.0 --workdir=…
     launch/local.sh train --config=experiments/llava/pretrain.py:tiny --workdir=runs/tiny-pretrain     # any CPU
 
-`--config.data.path=captions.json` trains on data of your own; docs/llava.md says in which form. A toy's language model first
-learns the words from text: stage `lm`, which the released ones do not need.
+`--config.data.path=captions.json` trains on data of your own; docs/add_a_data_set.md says in which form. A toy's language model
+first learns the words from text: stage `lm`, which the released ones do not need.
 
 A step is 32 rows of 4,864 positions, into which some 256 captions with their pictures are packed, the published batch.
 Hardware: the authors used 8 A100 of 80 GB for 3.5 hours (7B) and 5.5 (13B). There is no published figure for this stage.

@@ -133,7 +133,7 @@ def parts(chosen: Version, size: str, *, source: str, tiny: bool) -> dict[str, A
 
 
 def experiment(name: str, chosen: Version, size: str, data_set: str, *, source: str, tiny: bool) -> ConfigDict:
-    """All of an experiment but its stages. `config.data.path` is what their data sets refer to.
+    """All of an experiment but its stages. Their data sets refer to `config.data`: a `path`, and where a file has its `images`.
 
     Args:
       data_set: name of the released data set.
@@ -142,7 +142,7 @@ def experiment(name: str, chosen: Version, size: str, data_set: str, *, source: 
     config = ConfigDict(
         {
             "name": name,
-            "data": {"path": f"data/{'shapes' if tiny else data_set}"},
+            "data": {"path": f"data/{'shapes' if tiny else data_set}", "images": ""},
             "parts": parts(chosen, size, source=source, tiny=tiny),
             "tokenizers": {"llm": "data/shapes/tokenizer" if tiny else chosen.llms[size][1]},
             "stages": {},
@@ -152,13 +152,18 @@ def experiment(name: str, chosen: Version, size: str, data_set: str, *, source: 
     return config
 
 
+def place(config: ConfigDict) -> dict[str, Any]:
+    """Where the data lie: what `--config.data.path` and `--config.data.images` say."""
+    return {name: config.data.get_ref(name) for name in ("path", "images")}
+
+
 def data(stage: Stage, image_size: int, config: ConfigDict, *, tiny: bool) -> dict[str, Any]:
     """The batches of a stage. A toy's are conversations about shapes."""
     side, patch = (TINY_IMAGE, TINY_PATCH) if tiny else (image_size, 14)
     name = "shapes" if tiny else stage.data
     tiles = stage.fit == "tiles"
     return {
-        "mixture": {name: {"path": config.data.get_ref("path"), "builder": name, "template": stage.template}},
+        "mixture": {name: {**place(config), "builder": name, "template": stage.template}},
         "rows": 8 if tiny else stage.rows,
         "length": 512 if tiny else stage.length,
         "longest": 0 if tiny else 4096 if tiles else 2048,
@@ -177,7 +182,7 @@ def words(config: ConfigDict) -> dict[str, Any]:
         "steps": 200,
         "objective": {"name": "language_modelling"},
         "data": {
-            "mixture": {"shapes": {"path": config.data.get_ref("path"), "builder": "shapes", "template": "document"}},
+            "mixture": {"shapes": {**place(config), "builder": "shapes", "template": "document"}},
             "rows": 16,
             "length": 256,
             "media": 0,

@@ -141,3 +141,13 @@ def test_overrides_reach_the_experiment(config_file):
         'stages.vqa.name = "vqa"',
     ]:
         assert line in lines
+
+
+def test_a_file_that_is_not_there_is_no_data_set_to_prepare(tmp_path):
+    config = command.load_config("experiments/llava/pretrain.py:tiny")
+    config.data.path = str(tmp_path / "mine.json")
+    for part in config.parts.values():
+        if "builder" in part:
+            part.builder = ""
+    command.prepare_missing(from_config(Experiment, config))
+    assert not list(tmp_path.iterdir())
