@@ -6,8 +6,8 @@
     launch/local.sh train --config=experiments/llava/finetune.py:tiny,pretrain=runs/tiny-pretrain --workdir=runs/tiny-llava
 
 It begins with `runs/llava-pretrain` of the same version and size (`pretrain=DIR` names another). `--config.data.path=F.json`
-trains on conversations of your own; docs/add_a_data_set.md says in which form. Version 1.6 reads pictures in tiles and trains the
-image encoder too, at a tenth of the rate.
+trains on conversations of your own; docs/add_a_data_set.md says in which form. Version 1.6 reads pictures in tiles and trains
+the image encoder too, at a tenth of the rate.
 
 A step is 32 rows of 3,328 positions, into which some 128 conversations are packed, the published batch (version 1.6: 48 rows of
 8,192). Hardware: the authors used 8 A100 of 80 GB for 10 hours (7B) and 20 (13B). Published for 7B and 13B: GQA 62.0 and 63.3,

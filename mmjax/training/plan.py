@@ -94,10 +94,10 @@ def batch_shapes(stage: Stage) -> Batch:
 
 
 def missing_data(experiment: Experiment, stage: Stage) -> list[str]:
-    """The directories that a row of the stage's data is read from, and that are not there."""
+    """The directories and files that a row of the stage's data is read from, and that are not there."""
     tokenizers = (experiment.tokenizers.llm, experiment.tokenizers.connector)
     wanted = (*(source.path for source in stage.data.mixture.values()), *filter(None, tokenizers))
-    return [path for path in dict.fromkeys(wanted) if not Path(path).is_dir()]
+    return [path for path in dict.fromkeys(wanted) if not Path(path).exists() and "*" not in path]
 
 
 def first_row(experiment: Experiment, stage: Stage, processor: Processor) -> Batch:
