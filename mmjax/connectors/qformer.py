@@ -160,6 +160,7 @@ class QFormer(nnx.Module):
         tokens: Int[Array, "b m u"] | None = None,
         token_mask: Bool[Array, "b m u"] | None = None,
         *,
+        query_embeddings: Float[Array, "b m q d"] | None = None,
         direction: Direction = "bidirectional",
         maps: bool = False,
         depths: bool = False,
@@ -171,14 +172,15 @@ class QFormer(nnx.Module):
           features: of the media slots.
           medium: which slot each of the m queries is about; default: one query per slot.
           tokens, token_mask: the texts.
+          query_embeddings: what asks in place of the learned queries.
           direction: "bidirectional": all see all; "causal": queries see queries, a text token sees the queries and the
             text up to itself (the mask of image-grounded generation).
           maps: also return attention maps.
           depths: also return what stands between the layers.
           key: of dropout; None = off.
         """
-        x, rows = self.embed(features, medium, tokens, key)
-        queries = self.config.queries if features is not None else 0
+        x, rows = self.embed(features, medium, tokens, key, query_embeddings)
+        queries = x.shape[1] - (0 if tokens is None else tokens.shape[-1])
         if features is not None and medium is None:
             medium = jnp.broadcast_to(jnp.arange(features.shape[1]), features.shape[:2])
         mask = _self_mask(
@@ -205,12 +207,19 @@ class QFormer(nnx.Module):
         )
 
     def embed(
-        self, features: Array | None, medium: Array | None, tokens: Array | None, key: Array | None = None
+        self,
+        features: Array | None,
+        medium: Array | None,
+        tokens: Array | None,
+        key: Array | None = None,
+        query_embeddings: Float[Array, "b m q d"] | None = None,
     ) -> tuple[Float[Array, "r l d"], tuple[int, int]]:
         """[queries ; text] with r = b·m rows, and (b, m). Queries have no positions; the text's begin at 0."""
         rows = tokens.shape[:2] if tokens is not None else (medium if medium is not None else features).shape[:2]
         pieces = []
-        if features is not None:
+        if query_embeddings is not None:
+            pieces.append(query_embeddings.reshape(-1, *query_embeddings.shape[2:]))
+        elif features is not None:
             query_tokens = self.query_tokens[...].astype(features.dtype)
             pieces.append(jnp.broadcast_to(query_tokens, (rows[0] * rows[1], *query_tokens.shape)))
         if tokens is not None:

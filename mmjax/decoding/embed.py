@@ -88,8 +88,9 @@ def _embedders(model: Model, projected: bool) -> dict[str, Embedder]:
     if not isinstance(qformer, QFormer) or (projected and qformer.heads is None):
         return {}
     reads_text = qformer.config.vocab and "connectors.image.word_embedding.table" not in model.config.get("absent", ())
+    needs = {"image": "image" in system.encoders, "text": reads_text, "pair": "image" in system.encoders and reads_text}
     able = FEATURES | (HEADS if projected else {})
-    return able if reads_text else {"image": able["image"]}
+    return {kind: embedder for kind, embedder in able.items() if needs[kind]}
 
 
 def _rows(model: Model, kind: str, embedder: Embedder, items: list[Any], batch_size: int) -> Float[np.ndarray, "..."]:

@@ -36,12 +36,18 @@ def writer_of(model: Model) -> Model:
     if model.processor is None:
         raise UserError("the model came without a tokenizer; put tokenizer.json into its directory")
     system = model.definition.bind(model.definition.abstract())
+    absent = set(model.config.get("absent", ()))
+    if "llm.head.kernel" in absent:
+        raise UserError(
+            f"the model came without its language model's head, which {model.config['architecture']} does not store; read the "
+            "directory of the class that generates"
+        )
     if isinstance(system, Captioning) or getattr(system, "llm", None) is not None:
         return model
     qformer = getattr(system, "connectors", {}).get("image")
     if not isinstance(qformer, QFormer) or qformer.heads is None:
         raise UserError("the model writes no text: it has neither a language model nor BLIP-2's captioning head")
-    if set(model.config.get("absent", ())) & {f"connectors.image.{name}" for name in HEAD}:
+    if absent & {f"connectors.image.{name}" for name in HEAD}:
         raise UserError(
             "the model came without its captioning head, which Blip2ForImageTextRetrieval does not store; "
             "read the file of LAVIS, or a run's workdir"

@@ -37,7 +37,7 @@ def blip2_parts(config: Config) -> Parts:
 
 
 def instructblip_parts(config: Config) -> Parts:
-    """InstructBlip- and InstructBlipVideoForConditionalGeneration: their Q-Former reads the question."""
+    """InstructBLIP's and InstructBlipVideo's whole models: their Q-Former reads the question."""
     return _generative_parts(config, vocab=config["qformer_config"].get("vocab_size", 30522))
 
 
@@ -50,16 +50,39 @@ def _generative_parts(config: Config, vocab: int) -> Parts:
 
 def retrieval_parts(config: Config) -> Parts:
     """Blip2ForImageTextRetrieval: the heads of stage 1 and no language model."""
+    return {"encoders.image": eva_part(config["vision_config"]), **text_parts(config)}
+
+
+def text_parts(config: Config) -> Parts:
+    """Blip2TextModelWithProjection: of image-text retrieval the Q-Former alone, which reads texts."""
     vision, qformer = eva_part(config["vision_config"]), config["qformer_config"]
     require(qformer, "image-text retrieval", use_qformer_text_input=True)
     connector = _qformer_part(
         qformer, config, vocab=qformer.get("vocab_size", 30522), encoder_width=vision["width"], output_width=0,
         stage1=True, projection=config.get("image_text_hidden_size", 256),
     )  # fmt: skip
-    return {"encoders.image": vision, "connectors.image": connector}
+    return {"connectors.image": connector}
 
 
-def _qformer_config(part: Config, model_type: str) -> dict[str, Any]:
+def qformer_parts(config: Config, *, reads_text: bool) -> Parts:
+    """A class of one Q-Former, which is given its queries.
+
+    Args:
+      config: of the Q-Former itself.
+      reads_text: whether it has feed-forward blocks for text.
+    """
+    widths = {"encoder_width": config.get("encoder_hidden_size", 1408), "output_width": 0}
+    vocab = config.get("vocab_size", 30522) if reads_text else 0
+    return {"connectors.image": _qformer_part(config, {}, vocab=vocab, **widths)}
+
+
+def blip2_qformer_parts(config: Config) -> Parts:
+    """Blip2QFormerModel."""
+    return qformer_parts(config, reads_text=config.get("use_qformer_text_input", False))
+
+
+def qformer_config(part: Config, model_type: str) -> dict[str, Any]:
+    """Config of a Q-Former."""
     vocabulary = {"vocab_size": part["vocab"]} if part["vocab"] else {}
     return {
         "model_type": model_type,
@@ -101,19 +124,34 @@ def _generative_config(parts: Parts, model_type: str, stem: str) -> dict[str, An
         "model_type": model_type,
         "num_query_tokens": connector["queries"],
         "vision_config": eva_config(parts["encoders.image"], f"{stem}_vision_model"),
-        "qformer_config": _qformer_config(connector, f"{stem}_qformer"),
+        "qformer_config": qformer_config(connector, f"{stem}_qformer"),
         "text_config": language_config(parts["llm"]),
     }
 
 
+def blip2_qformer_config(parts: Parts) -> dict[str, Any]:
+    """Config of Blip2QFormerModel."""
+    part = parts["connectors.image"]
+    return qformer_config(part, "blip_2_qformer") | {"use_qformer_text_input": bool(part["vocab"])}
+
+
+def instructblip_qformer_config(parts: Parts, model_type: str) -> dict[str, Any]:
+    """Config of InstructBlipQFormerModel or InstructBlipVideoQFormerModel."""
+    return qformer_config(parts["connectors.image"], model_type)
+
+
 def retrieval_config(parts: Parts) -> dict[str, Any]:
-    """Config of Blip2ForImageTextRetrieval. Its class asks for a text config, of which it builds nothing."""
-    vision, connector = parts["encoders.image"], parts["connectors.image"]
+    """Config of Blip2ForImageTextRetrieval."""
+    return text_config(parts) | {"vision_config": eva_config(parts["encoders.image"], "blip_2_vision_model")}
+
+
+def text_config(parts: Parts) -> dict[str, Any]:
+    """Config of Blip2TextModelWithProjection. Its class asks for a text config, of which it builds nothing."""
+    connector = parts["connectors.image"]
     return {
         "model_type": "blip-2",
         "num_query_tokens": connector["queries"],
         "image_text_hidden_size": connector["projection"],
-        "vision_config": eva_config(vision, "blip_2_vision_model"),
-        "qformer_config": _qformer_config(connector, "blip_2_qformer") | {"use_qformer_text_input": True},
+        "qformer_config": blip2_qformer_config(parts),
         "text_config": {"model_type": "opt"},
     }

@@ -34,8 +34,8 @@ def seq2seq_lm(system: Any, inputs: Inputs, config: Mapping[str, Any]) -> Output
     Inputs: input_ids, attention_mask [b s], decoder_input_ids, decoder_attention_mask [b t].
 
     Returns:
-      logits, encoder_last_hidden_state; with output_hidden_states also encoder_hidden_states and decoder_hidden_states: what
-      each layer reads, and the final norm's output.
+      logits, last_hidden_state of the decoder, encoder_last_hidden_state; with output_hidden_states also encoder_hidden_states
+      and decoder_hidden_states: what each layer reads, and the final norm's output.
     """
     return _encoder_decoder(system.llm, inputs, system.llm.embed(inputs["input_ids"]))
 
@@ -144,6 +144,42 @@ def blip2_vision(system: Any, inputs: Inputs, config: Mapping[str, Any]) -> Outp
     return {"image_embeds": normalise(qformer.heads.image_projection(queries)), **vision}
 
 
+def blip2_headless(system: Any, inputs: Inputs, config: Mapping[str, Any]) -> Outputs:
+    """InstructBlipModel and InstructBlipVideoModel: as `blip2`, without logits."""
+    outputs = blip2(system, inputs, config)
+    return {name: value for name, value in outputs.items() if name != "logits"}
+
+
+def qformer(system: Any, inputs: Inputs, config: Mapping[str, Any]) -> Outputs:
+    """Blip2QFormerModel, InstructBlipQFormerModel and InstructBlipVideoQFormerModel.
+
+    Inputs: query_embeds [b q d] and the encoder_hidden_states [b p e] that they read, for InstructBLIP also, or only,
+    input_ids [b u]; attention_mask [b q+u].
+
+    Returns:
+      last_hidden_state [b q+u d], its first position as pooler_output, and hidden_states where they are asked for.
+    """
+    given = {name: inputs[name][:, None] for name in ("query_embeds", "encoder_hidden_states", "input_ids") if name in inputs}
+    queries, tokens = given.get("query_embeds"), given.get("input_ids")
+    mask = None
+    if tokens is not None:
+        before = 0 if queries is None else queries.shape[2]
+        mask = inputs["attention_mask"][:, None, before:] > 0 if "attention_mask" in inputs else jnp.ones(tokens.shape, bool)
+    features = given.get("encoder_hidden_states") if queries is not None else None
+    read = system.connectors["image"](features, None, tokens, mask, query_embeddings=queries, depths=True)
+    depths = tuple(each[:, 0] for each in read.depths)
+    outputs = {"last_hidden_state": depths[-1], "pooler_output": depths[-1][:, 0]}
+    return outputs | _asked(inputs, hidden_states=depths)
+
+
+def blip2_text(system: Any, inputs: Inputs, config: Mapping[str, Any]) -> Outputs:
+    """Blip2TextModelWithProjection: input_ids, attention_mask [b t] -> text_embeds [b t e] of length one, last_hidden_state."""
+    outputs = qformer(system, inputs, config)
+    del outputs["pooler_output"]
+    embeddings = system.connectors["image"].heads.text_projection(outputs["last_hidden_state"])
+    return {"text_embeds": normalise(embeddings), **outputs}
+
+
 def _mask(inputs: Inputs, prefix: str = "", tokens: Array | None = None) -> Int[Array, "b t"]:
     mask = inputs.get(f"{prefix}attention_mask")
     return jnp.ones_like(inputs["input_ids"] if tokens is None else tokens) if mask is None else mask
@@ -171,7 +207,7 @@ def _encoder_decoder(llm: T5, inputs: Inputs, embeddings: Float[Array, "b s d"])
     with stack.record() as depths:
         written = (_mask(inputs, "decoder_", text) > 0).astype(jnp.int32)
         hidden, _ = llm(llm.embed(text), _slots(text), written, source=encoded)
-    outputs = {"logits": _logits(llm, hidden), "encoder_last_hidden_state": encoded.hidden}
+    outputs = {"logits": _logits(llm, hidden), "last_hidden_state": hidden, "encoder_last_hidden_state": encoded.hidden}
     return outputs | _asked(inputs, encoder_hidden_states=source_depths, decoder_hidden_states=(*depths[0], hidden))
 
 

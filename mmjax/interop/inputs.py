@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 
+from mmjax.interop import qformer_inputs
 from mmjax.interop.llava_inputs import with_soft_index
 from mmjax.interop.placeholders import placeholder_id, placeholder_key
-from mmjax.systems.parts import part_config, reads_source, soft_tokens
+from mmjax.systems.parts import connector_only, part_config, reads_source, soft_tokens
 from mmjax.types import UserError
 
 Arrays = dict[str, np.ndarray]
@@ -38,6 +39,8 @@ def checked(
     Raises:
       UserError: naming the input, what was expected and what came.
     """
+    if connector_only(parts):
+        return qformer_inputs.checked(arrays, part_config("connectors.image", parts["connectors.image"]), reads_text=reads_text)
     _check_names(arrays, parts, reads_text)
     _check_pixels(arrays.get("pixel_values"), parts.get("encoders.image"), flags.get("interpolate_pos_encoding", False))
     _check_shapes(arrays, flags, parts)

@@ -35,7 +35,9 @@ PROCESSORS = {
     "Blip2ForImageTextRetrieval": "Blip2Processor",
     "Blip2VisionModelWithProjection": "Blip2Processor",
     "InstructBlipForConditionalGeneration": "InstructBlipProcessor",
+    "InstructBlipModel": "InstructBlipProcessor",
     "InstructBlipVideoForConditionalGeneration": "InstructBlipVideoProcessor",
+    "InstructBlipVideoModel": "InstructBlipVideoProcessor",
     "LlavaForConditionalGeneration": "LlavaProcessor",
     "LlavaNextForConditionalGeneration": "LlavaNextProcessor",
     "CLIPModel": "CLIPProcessor",
@@ -114,7 +116,7 @@ def load(
     tokenizer = None
     if (directory / QFORMER_TOKENIZER).is_dir():
         tokenizer = load_tokenizer(directory / QFORMER_TOKENIZER)
-    elif "llm" not in parts:  # image-text retrieval: the only text is the Q-Former's
+    elif "llm" not in parts:  # the only text is the Q-Former's
         tokenizer = load_tokenizer(directory)
     reads = connector.get("vocab", 0) and tokenizer is not None
     llm = load_tokenizer(directory)
@@ -135,7 +137,7 @@ def load(
         llm,
         tokenizer,
         soft_tokens=soft_tokens(parts),
-        image_size=parts["encoders.image"]["image_size"] if connector else 224,
+        image_size=parts["encoders.image"]["image_size"] if "encoders.image" in parts else 224,
         query_length=min(QUERY_LENGTH, connector["max_positions"], tokenizer.model_max_length) if reads else 0,
         truncate_query="left" if reads and "llm" in parts else "",  # as InstructBLIP cuts its questions; captions lose the end
         vocabulary=parts["llm"]["vocab"] if "llm" in parts else 0,
@@ -278,7 +280,7 @@ def save(
         return files
     if isinstance(processor, EncoderProcessor):
         return files + (_save_tokenizer(processor.tokenizer, directory) if processor.tokenizer is not None else [])
-    if architecture in ("Blip2ForImageTextRetrieval", "Blip2VisionModelWithProjection"):
+    if "llm" not in parts:
         return files + _save_tokenizer(_query_tokenizer(processor), directory)
     text = config.get("text_config", config)
     names = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
@@ -301,7 +303,7 @@ def save(
 
 def _whole_processor(architecture: str, config: Mapping[str, Any], parts: Mapping[str, Any]) -> dict[str, Any]:
     """What processor_config.json says of how many placeholders a picture has; a class that needs none has none."""
-    if "num_query_tokens" in config:
+    if "num_query_tokens" in config and architecture in PROCESSORS:
         return {"num_query_tokens": config["num_query_tokens"]}
     if not architecture.startswith("Llava"):
         return {}
@@ -352,6 +354,6 @@ def _image_processor(
     settings = image_processors.write(name, transform, vision["mean"], vision["std"])
     if tiling is not None:
         settings |= {"image_grid_pinpoints": [list(grid) for grid in tiling.grids], "resample": tiling.resample}
-    if architecture == "InstructBlipVideoForConditionalGeneration":
+    if PROCESSORS.get(architecture) == "InstructBlipVideoProcessor":
         settings["video_processor_type"] = image_processors.VIDEO
     return settings | ({"processor_class": PROCESSORS[architecture]} if architecture in PROCESSORS else {})

@@ -19,7 +19,7 @@ from mmjax.systems.parts import encoders_only, part_config
 from mmjax.types import UserError
 from mmjax.types.config import suggest
 from mmjax.weights.safetensors import Tensors
-from mmjax.weights.table import Entry, Spelling, Table, leading, linear, prefixed
+from mmjax.weights.table import Entry, Spelling, Table, leading, linear, prefixed, spellings
 
 Parts = dict[str, dict[str, Any]]
 
@@ -37,14 +37,35 @@ def _language_table(parts: Parts) -> Table:
 
 def _blip2_table(parts: Parts, **connector: Any) -> Table:
     """The parts' tables under BLIP-2's prefixes; `connector` overrides the Q-Former fields that the class does not have."""
-    table = prefixed(
-        vit.weight_table(part_config("encoders.image", parts["encoders.image"])), "encoders.image.", "vision_model."
-    )
+    table = _image_table(parts, "eva", "vision_model.") if "encoders.image" in parts else []
     config = dataclasses.replace(part_config("connectors.image", parts["connectors.image"]), **connector)
     table += prefixed(qformer.weight_table(config), "connectors.image.", "")
     if config.output_width:
         table += prefixed(_language_table(parts), "", "language_model.")
     return table
+
+
+def _headless_table(parts: Parts) -> Table:
+    """InstructBLIP around a language model without head, whose keys lack the "model." that stands before all but the head's."""
+    table, whole = _blip2_table(parts, stage1=False), "language_model."
+    named = [(row, tuple({key.replace(f"{whole}model.", whole): None for key in spellings(row.theirs)})) for row in table]
+    return [dataclasses.replace(row, theirs=keys) for row, keys in named if f"{whole}lm_head.weight" not in keys]
+
+
+def _qformer_table(parts: Parts, *, stage1: bool) -> Table:
+    """A Q-Former without queries, projection and heads; in the classes of `stage1` the embeddings stand outside of it too."""
+    part = part_config("connectors.image", parts["connectors.image"])
+    table = qformer.weight_table(dataclasses.replace(part, stage1=stage1 and part.vocab > 0))
+    named = [(row, str(row.theirs).partition("qformer.")) for row in table]
+    own = [dataclasses.replace(row, theirs=key) for row, (before, stem, key) in named if stem and not before]
+    return prefixed(own, "connectors.image.", "")
+
+
+def _blip2_text_table(parts: Parts) -> Table:
+    """Of the retrieval model what texts pass, and the queries and cross-attention that its class has besides: one head."""
+    return [
+        row for row in _blip2_table(parts) if not re.match(r"connectors\.image\.heads\.(?!text_projection)", row.ours or "")
+    ]
 
 
 def _blip2_vision_table(parts: Parts) -> Table:
@@ -125,6 +146,8 @@ class Architecture:
         if "tied" not in llm:
             return parts
         table = self.table({**parts, "llm": {**llm, "tied": True}})
+        if not any(key.endswith("lm_head.weight") for entry in table for key in spellings(entry.theirs)):
+            return parts  # a class without head: the config alone can tell
         tables = [entry for entry in table if entry.ours == "llm.token_embedding.table"]
         found = [next((key for key in entry.keys()[0] if key in tensors), None) for entry in tables]
         embedding, head = found[0], next((key for key in found if key and key.endswith("lm_head.weight")), None)
@@ -188,6 +211,31 @@ ARCHITECTURES: dict[str, Architecture] = {
     ),
     "Blip2VisionModelWithProjection": Architecture(
         "blip-2", blip2.retrieval_parts, blip2.retrieval_config, _blip2_vision_table, forward.blip2_vision, reads_text=False,
+    ),
+    "Blip2TextModelWithProjection": Architecture(
+        "blip-2", blip2.text_parts, blip2.text_config, _blip2_text_table, forward.blip2_text,
+    ),
+    "Blip2QFormerModel": Architecture(
+        "blip_2_qformer", blip2.blip2_qformer_parts, blip2.blip2_qformer_config,
+        functools.partial(_qformer_table, stage1=True), forward.qformer, reads_text=False,
+    ),
+    **{
+        name: Architecture(
+            model_type, functools.partial(blip2.qformer_parts, reads_text=True),
+            functools.partial(blip2.instructblip_qformer_config, model_type=model_type),
+            functools.partial(_qformer_table, stage1=False), forward.qformer,
+        )
+        for name, model_type in {
+            "InstructBlipQFormerModel": "instructblip_qformer",
+            "InstructBlipVideoQFormerModel": "instructblipvideo_qformer",
+        }.items()
+    },
+    "InstructBlipModel": Architecture(
+        "instructblip", blip2.instructblip_parts, blip2.instructblip_config, _headless_table, forward.blip2_headless,
+    ),
+    "InstructBlipVideoModel": Architecture(
+        "instructblipvideo", blip2.instructblip_parts, blip2.instructblip_video_config, _headless_table,
+        forward.blip2_headless,
     ),
     "LlavaForConditionalGeneration": Architecture(
         "llava", llava.llava_parts, llava.llava_config, _llava_table, forward.llava, llava.DEFAULTS,
@@ -255,15 +303,6 @@ ARCHITECTURES: dict[str, Architecture] = {
 
 # Classes of which the trunk alone is read.
 TRUNKS = {"BertForMaskedLM": "BertModel", "BertForPreTraining": "BertModel"}
-# Pieces of models that are read and written as wholes.
-PIECES = {
-    "Blip2TextModelWithProjection": "Blip2ForImageTextRetrieval",
-    "Blip2QFormerModel": "Blip2ForConditionalGeneration or Blip2ForImageTextRetrieval",
-    "InstructBlipQFormerModel": "InstructBlipForConditionalGeneration",
-    "InstructBlipModel": "InstructBlipForConditionalGeneration",
-    "InstructBlipVideoQFormerModel": "InstructBlipVideoForConditionalGeneration",
-    "InstructBlipVideoModel": "InstructBlipVideoForConditionalGeneration",
-}
 
 
 def recognise(config: Mapping[str, Any]) -> str:
@@ -277,8 +316,6 @@ def recognise(config: Mapping[str, Any]) -> str:
     if named:
         return named[0]
     asked = (config.get("architectures") or [config.get("model_type")])[0]
-    if asked in PIECES:
-        raise UserError(f"config.json asks for {asked}, a piece that is not read alone: take {PIECES[asked]}, which holds it")
     of_type = [name for name, entry in ARCHITECTURES.items() if entry.model_type == config.get("model_type")]
     if of_type and not config.get("architectures"):
         return of_type[0]

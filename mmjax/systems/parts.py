@@ -103,6 +103,11 @@ def encoders_only(parts: Collection[str]) -> bool:
     return bool(parts) and all(name.startswith("encoders.") or name == "similarity" for name in parts)
 
 
+def connector_only(parts: Collection[str]) -> bool:
+    """Whether there is a connector and nothing before or behind it."""
+    return set(parts) == {"connectors.image"}
+
+
 def build_definition(parts: Mapping[str, Mapping[str, Any]], lora: Rules = (), lora_alpha: float = 16.0) -> Definition:
     """The Definition of these parts, with adapters where the rules ask for them."""
     system = build(parts)
@@ -115,6 +120,8 @@ def _check_widths(configs: Mapping[str, Any], llm: Any) -> None:
     if encoders_only(configs):
         return _check_dual(configs)
     encoder, connector = (configs.get(name) for name in ("encoders.image", "connectors.image"))
+    if connector_only(configs):
+        return None  # it reads features that somebody else has made
     if (encoder is None) != (connector is None):
         raise UserError("config.parts must name encoders.image and connectors.image together, or neither")
     if connector is not None and encoder is not None:

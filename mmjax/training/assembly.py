@@ -30,7 +30,7 @@ from mmjax.layers.lora import is_factor, lora_scales, merge_lora
 from mmjax.layers.parameters import Definition, Parameters
 from mmjax.parallel.axes import shardings
 from mmjax.parallel.mesh import make_mesh
-from mmjax.systems.parts import build_definition, encoders_only, part_config, soft_tokens
+from mmjax.systems.parts import build_definition, connector_only, encoders_only, part_config, soft_tokens
 from mmjax.training.optimizer import Optimizer, make_optimizer
 from mmjax.training.rules import Resolved, resolve
 from mmjax.training.stage import Experiment, Stage
@@ -83,7 +83,7 @@ def assemble(experiment: Experiment, stage: Stage, mesh: Mesh | None = None) -> 
     Raises:
       UserError: the parts, rules or mesh do not fit.
     """
-    if encoders_only(experiment.parts):
+    if encoders_only(experiment.parts) or connector_only(experiment.parts):
         raise UserError("config.parts names no llm")
     definition = build_definition(experiment.parts, stage.lora, stage.lora_alpha)
     _check_data(experiment, stage)
