@@ -357,6 +357,16 @@ def test_nocaps_has_domains(tmp_path):
     assert [example.meta["domain"] for example in examples] == ["in-domain", "out-domain"]
 
 
+def test_minigpt4_descriptions(tmp_path):
+    rows = [{"image_id": "2", "caption": "The image shows a dog."}, {"image_id": "13", "caption": "A cat."}]
+    files = {"filter_cap.json": {"annotations": rows}, "image/2.jpg": None, "image/13.jpg": None}
+    first, second = prepared("cc_sbu_align", tmp_path / "good", files)["train"]
+    assert captions_of(first) == ("The image shows a dog.",) and first.turns == () and second.id == "cc_sbu_align/train/13"
+    files["filter_cap.json"] = {"annotations": [{"image_id": "../../secret", "caption": "A cat."}]}
+    with pytest.raises(UserError, match=r"filter_cap.json names a picture outside of its directory: '../../secret.jpg'"):
+        prepared("cc_sbu_align", tmp_path / "bad", files)
+
+
 def test_vizwiz_keeps_ten_answers(tmp_path):
     people = ["night time"] * 6 + ["unanswerable"] * 4
     row = {

@@ -19,7 +19,7 @@ from mmjax.types import Example, Medium, Part, Turn, UserError
 from tests.interop import test_lavis, tiny
 
 TOLERANCE = {"rtol": 0, "atol": 1e-4}
-WORDS = "<s> </s> <unk> what is this ? see . Human Assistant Img : < > # / $".split()
+WORDS = "<unk> <s> </s> what is this ? see . Human Assistant Img : < > # / $".split()
 WORDS += [f"word{number}" for number in range(len(WORDS), tiny.PLACEHOLDER)]
 WIDTH = tiny.LLAMA["hidden_size"]
 
@@ -111,6 +111,40 @@ def test_the_released_pieces_give_the_logits_of_transformers(released, layout):
         np.testing.assert_allclose(got["logits"], expected["logits"], **TOLERANCE)
 
 
+@torch.no_grad()
+def test_the_demo_talks_as_transformers_would(released):
+    """Its prompt, with text in front of, between and behind two pictures: logits, and the tokens of a greedy answer."""
+    root, blip2, vicuna = released
+    reference = oracle(blip2, vicuna, save_projection(root / "a.pth", 24))
+    model = from_file(root / "a.pth", {"llm": str(root / "vicuna"), "connectors.image": str(root / "blip2")})
+    pictures = np.random.default_rng(0).integers(0, 256, (2, 56, 56, 3), np.uint8)
+    media = tuple(Medium("image", picture) for picture in pictures)
+    parts = (Part(text="what is"), Part(medium=0), Part(text="this ?"), Part(medium=1), Part(text="see ."))
+    example = Example("x", "test", media, (Turn("user", parts),))
+    batch = model.processor.prompts([example], "minigpt4_chat")
+    system, real = model.definition.bind(model.parameters), batch.text.segments[0] > 0
+    got = np.asarray(system.llm.logits(system.hidden(jax.tree.map(jnp.asarray, batch))))[0][real]
+    tokens = np.where(batch.feature_index[0] >= 0, tiny.PLACEHOLDER, batch.text.tokens[0])[real].tolist()
+    assert tokens[0] == 1 and tokens.count(tiny.PLACEHOLDER) == 2 * tiny.QUERIES
+    arrays = {"pixel_values": normalised(pictures).numpy()}
+
+    def logits():
+        return tiny.outputs(reference, {**arrays, "input_ids": np.array([tokens])})["logits"][0]
+
+    np.testing.assert_allclose(got[:, :50], logits(), **TOLERANCE)
+    (answer,) = mmjax.generate(model, [example], template="minigpt4_chat", max_new_tokens=6)
+    for token in answer.tokens:
+        assert token == logits()[-1][: tiny.PLACEHOLDER].argmax()
+        tokens.append(token)
+    assert answer.tokens
+
+
+def normalised(pictures):
+    """Pixels as CLIP reads them, [n 3 height width]."""
+    mean, std = (np.array(values) for values in ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)))
+    return torch.tensor(((pictures / 255 - mean) / std).transpose(0, 3, 1, 2), dtype=torch.float32)
+
+
 def asked(images, text):
     media = tuple(Medium("image", image) for image in images)
     parts = (*(Part(medium=number) for number in range(len(images))), Part(text))
@@ -129,9 +163,7 @@ def test_four_features_become_a_soft_token_behind_a_norm_that_was_never_trained(
     system = model.definition.bind(model.parameters)
     got = np.asarray(system.llm.logits(system.hidden(jax.tree.map(jnp.asarray, batch))))[0]
 
-    mean, std = (np.array(values) for values in ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)))
-    pixels = torch.tensor(((pictures / 255 - mean) / std).transpose(0, 3, 1, 2), dtype=torch.float32)
-    hidden = blip2.vision_model(pixels, output_hidden_states=True).hidden_states[-1]
+    hidden = blip2.vision_model(normalised(pictures), output_hidden_states=True).hidden_states[-1]
     plain = torch.nn.functional.layer_norm(hidden, (32,), eps=1e-5)
     strips = torch.stack([torch.cat([plain[:, 1 + 4 * i + j] for j in range(4)], dim=-1) for i in range(4)], dim=1)
     soft = strips @ projection["llama_proj.weight"].T + projection["llama_proj.bias"]
