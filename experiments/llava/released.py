@@ -94,14 +94,14 @@ VERSIONS: dict[str, Version] = {
         336, 2, VICUNA_V1_5,
         pretrain=PRETRAIN_558K,
         # A mean of some 800 tokens: four examples a row.
-        finetune=Stage("llava_mix665k", "llava_v1", 5198, 128, 2e-5, rows=32, length=3328, fit="pad", media=5),
+        finetune=Stage("llava_mix665k", "vicuna_v1", 5198, 128, 2e-5, rows=32, length=3328, fit="pad", media=5),
     ),
     "1.6": Version(
         336, 2, VICUNA_V1_5, newline=True, tower=0.1,
         pretrain=PRETRAIN_558K,
         # Up to 2,928 soft tokens in up to five tiles a picture. The authors' 760,000 examples are not
         # one file; `conversations` reads those of one's own.
-        finetune=Stage("conversations", "llava_v1", 5938, 128, 2e-5, rows=48, length=8192, fit="tiles", media=20),
+        finetune=Stage("conversations", "vicuna_v1", 5938, 128, 2e-5, rows=48, length=8192, fit="tiles", media=20),
     ),
 }  # fmt: skip
 
