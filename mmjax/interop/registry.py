@@ -328,6 +328,9 @@ def choose(parts: Mapping[str, Mapping[str, Any]]) -> str:
 
     A Q-Former that reads the question makes it InstructBLIP, whatever stages trained it; one without a language model is
     scored by image-text retrieval.
+
+    Raises:
+      UserError: no class computes it.
     """
     if encoders_only(parts):
         return _choose_encoders(parts)
@@ -339,6 +342,10 @@ def choose(parts: Mapping[str, Mapping[str, Any]]) -> str:
         return next(name for name, entry in ARCHITECTURES.items() if entry.model_type == model_type)
     if "llm" not in parts:
         return "Blip2ForImageTextRetrieval"
+    if connector.get("merge", 1) > 1:
+        raise UserError(
+            "no Hugging Face class makes a soft token of several features; MiniGPT-4's file does, with --to=minigpt4"
+        )
     if connector["family"] == "linear":
         return "LlavaNextForConditionalGeneration" if connector.get("newline") else "LlavaForConditionalGeneration"
     return "InstructBlipForConditionalGeneration" if connector.get("vocab") else "Blip2ForConditionalGeneration"

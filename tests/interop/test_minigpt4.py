@@ -193,6 +193,9 @@ def test_the_map_goes_into_a_file_and_back(released, dtype, width, source):
     export = save_minigpt4(model, root / "b.pth")
     assert export.architecture == "MiniGPT-4" and "llm" in export.left_out and "encoders.image" in export.left_out
     same_file(root / "b.pth", tensors)
+    if source == "encoders.image":
+        with pytest.raises(UserError, match="no Hugging Face class makes a soft token of several features; .* --to=minigpt4"):
+            mmjax.save_pretrained(model, root / "hf")
 
 
 def test_behind_a_qformer_it_is_a_blip2_of_transformers(released):
