@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from absl import app, flags, logging
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict, FieldReference, config_flags
 
 from mmjax.data.files.source import is_file_source
 from mmjax.interop.hub import ADAPTER, is_hub_id
@@ -127,7 +127,7 @@ def _parse_with_config(arguments: list[str]) -> list[str]:
     config = load_config(spec)
     filled = to_dict(from_config(Experiment, config, spec))
     filled["parts"] = config["parts"]  # free-form: its keys are the file's, nested as there
-    config = ConfigDict(filled, type_safe=False, sort_keys=False)
+    config = ConfigDict(_referring(filled, config), type_safe=False, sort_keys=False)
     for kind in (int, float, list, tuple, type(None)):
         config_flags.register_flag_parser_for_type(kind, _Literal())
     for argument in arguments:
@@ -135,6 +135,17 @@ def _parse_with_config(arguments: list[str]) -> list[str]:
             _check_key(config, match[1])
     config_flags.DEFINE_config_dict("config", config, "The experiment.", sys_argv=arguments)
     return _parse(arguments)
+
+
+def _referring(filled: dict[str, Any], config: Any) -> dict[str, Any]:
+    """A filled config whose settings refer to one another as those of the file do, so that one flag sets them all."""
+    entries = config.items(preserve_field_references=True) if isinstance(config, ConfigDict) else ()
+    for key, value in entries:
+        if isinstance(value, FieldReference):
+            filled[key] = value
+        elif isinstance(value, ConfigDict) and isinstance(filled[key], dict):
+            _referring(filled[key], value)
+    return filled
 
 
 def _take_config(arguments: list[str]) -> tuple[str, list[str]]:

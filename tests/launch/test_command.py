@@ -143,6 +143,15 @@ def test_overrides_reach_the_experiment(config_file):
         assert line in lines
 
 
+def test_one_flag_sets_every_setting_that_refers_to_it():
+    arguments = ["--config=experiments/llava/pretrain.py:tiny", "--config.data.path=mine.json", "--config.data.images=pictures"]
+    main = "from mmjax.types.config import to_text; print(to_text(command.experiment()))"
+    lines = run_main(main, *arguments, config=True).stdout.splitlines()
+    for stage in ("lm", "pretrain"):
+        for name, value in {"path": "mine.json", "images": "pictures"}.items():
+            assert f'stages.{stage}.data.mixture.shapes.{name} = "{value}"' in lines
+
+
 def test_a_file_that_is_not_there_is_no_data_set_to_prepare(tmp_path):
     config = command.load_config("experiments/llava/pretrain.py:tiny")
     config.data.path = str(tmp_path / "mine.json")
