@@ -10,6 +10,7 @@ from absl import flags
 from launch import command
 from launch.web_page import Said, Server
 from mmjax.data.media.image import decode_image
+from mmjax.data.templates import remembers
 from mmjax.types import Example, Medium, Part, Turn, ask
 
 MODEL = flags.DEFINE_string("model", None, "directory of a run or of a saved model", required=True)
@@ -17,7 +18,8 @@ PORT = flags.DEFINE_integer("port", 7860, "port on 127.0.0.1; 0 = any free one",
 TEMPLATE = flags.DEFINE_string(
     "template",
     None,
-    "chat = the tokenizer's chat template, or a style as llava_v1; default: what the model's directory suggests",
+    "chat = the tokenizer's chat template, a style as llava_v1, dialogue for InstructBLIP, or one of single questions as "
+    "question_answer; default: what the model's directory suggests",
 )
 PROMPT = flags.DEFINE_string(
     "prompt",
@@ -25,6 +27,10 @@ PROMPT = flags.DEFINE_string(
     "where there is no template: how a question about the last picture is put; {} stands for it",
 )
 MAX_NEW_TOKENS = flags.DEFINE_integer("max_new_tokens", 128, "longest answer in tokens", lower_bound=1)
+
+SINGLE = (
+    "This model is asked single questions: each is put to it with the last picture shown, and nothing that was said before."
+)
 
 
 def example_of(said: Sequence[Said]) -> Example:
@@ -39,14 +45,22 @@ def example_of(said: Sequence[Said]) -> Example:
     return Example("the page", media=media, turns=tuple(turns))
 
 
+def question_of(said: Sequence[Said], prompt: str) -> Example:
+    """The last question of a conversation about the last picture; {} in the prompt stands for its words."""
+    shown = [turn for turn in said if turn.picture is not None]
+    return ask(prompt.replace("{}", said[-1].text), *example_of(shown[-1:]).media)
+
+
 def main() -> None:
     command.check_model("model", MODEL.value)
+    remembers(TEMPLATE.value)  # a name that is none is refused at once
     one_at_a_time = threading.Lock()
 
     def answer(said: Sequence[Said]) -> str:
-        example = example_of(said)
-        if template is None:
-            example = ask(PROMPT.value.replace("{}", said[-1].text), *example.media[-1:])
+        if remembers(template):
+            example = example_of(said)
+        else:
+            example = question_of(said, PROMPT.value if template is None else "{}")
         with one_at_a_time:
             return str(mmjax.generate(model, example, template=template, max_new_tokens=MAX_NEW_TOKENS.value)[0])
 
@@ -56,6 +70,7 @@ def main() -> None:
 
         model = mmjax.from_pretrained(MODEL.value)
         template = TEMPLATE.value or conversation_template(model)
+        server.note = "" if remembers(template) else SINGLE
         print(f"http://127.0.0.1:{server.server_port} (Ctrl-C ends it)", flush=True)
         server.serve_forever()
 

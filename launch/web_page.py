@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import errno
+import html
 import json
 from collections.abc import Callable, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -38,11 +39,14 @@ class Server(ThreadingHTTPServer):
       port: 0 takes any free one; `server_port` tells which.
       answer: conversation, which a question ends -> answer; called from several threads. Its UserErrors are shown.
 
+    `note`, which may be set later, is shown on top of the page.
+
     Raises:
       UserError: the port is in use.
     """
 
     daemon_threads = True
+    note = ""
 
     def __init__(self, port: int, answer: Callable[[Sequence[Said]], str]):
         self.answer = answer
@@ -85,7 +89,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self):
         if self.path == "/":
-            self._reply(200, PAGE.read_bytes(), "text/html")
+            self._reply(200, PAGE.read_text().replace("{note}", html.escape(self.server.note)).encode(), "text/html")
         else:
             self._reply(404, b"no such page")
 

@@ -241,3 +241,8 @@ def template(name: str) -> Template:
     if name not in TEMPLATES:
         raise UserError(f"template must be one of {', '.join(TEMPLATES)} (or chat, for prompts), got {name!r}")
     return TEMPLATES[name]
+
+
+def remembers(name: str | None) -> bool:
+    """Whether a prompt of that template holds what was said before; None = a free prompt, which does not."""
+    return name == "chat" or (name is not None and template(name).remembers)

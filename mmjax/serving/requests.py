@@ -10,7 +10,7 @@ from typing import Any
 from mmjax.data.batch import Item
 from mmjax.data.media.image import decode_image
 from mmjax.data.segments import Ids, Segment
-from mmjax.data.templates import template
+from mmjax.data.templates import remembers
 from mmjax.decoding.options import DecodingOptions
 from mmjax.serving import settings as fields
 from mmjax.serving.pictures import load_picture
@@ -112,7 +112,7 @@ def _check_roles(roles: list[str], name: str) -> None:
     """Refuses messages that a template would drop."""
     if name == "chat":
         return
-    if not template(name).remembers and len(roles) > 1:
+    if not remembers(name) and len(roles) > 1:
         raise RequestError(f"this server asks single questions (--template={name}), got {len(roles)} messages", "messages")
     if any(role != ("user", "assistant")[number % 2] for number, role in enumerate(roles)):
         raise RequestError(f"--template={name} wants user and assistant in turn, got {', '.join(roles)}", "messages")

@@ -96,6 +96,11 @@ def test_an_unreadable_picture_is_named(refusal, tmp_path, content):
     assert str(picture) in refusal("generate", f"--model={tmp_path}", "--prompt=x", f"--image={picture}")
 
 
+def test_a_template_that_is_none_is_named(refusal, tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    assert "template must be one of question_answer, " in refusal("chat", f"--model={tmp_path}", "--template=questions")
+
+
 def test_a_port_in_use_is_named(refusal, tmp_path):
     (tmp_path / "config.json").write_text("{}")
     with socket.create_server(("127.0.0.1", 0)) as taken:

@@ -4,11 +4,14 @@ import base64
 import http.client
 import json
 import threading
+import urllib.request
 
 import pytest
 
-from launch.chat import example_of
+from launch.chat import example_of, question_of
 from launch.web_page import MAX_BODY, MAX_TEXT, Said, Server
+from mmjax.data.media.image import decode_image
+from mmjax.data.templates import remembers
 from mmjax.types import Part, Turn
 from mmjax.types.errors import UserError
 from tests.decoding.world import png
@@ -98,3 +101,33 @@ def test_pictures_are_parts_of_their_turns():
     assert [medium.data.shape for medium in example.media] == [(12, 12, 3)] * 2
     with pytest.raises(UserError, match="picture 1: 3 bytes that are none of PNG"):
         example_of([Said("user", "a", b"123")])
+
+
+def test_a_single_question_is_about_the_last_picture():
+    said = [Said("user", "a", png(1)), Said("assistant", "b", None), Said("user", "c", png(2)), Said("assistant", "d", None)]
+    last = question_of([*said, Said("user", "{e}", None)], "Question: {} Answer:")
+    (turn,) = last.turns
+    assert turn == Turn("user", (Part(medium=0), Part("Question: {e} Answer:")))
+    assert (last.media[0].data == decode_image(png(2), name="picture")).all() and len(last.media) == 1
+    assert not question_of([Said("user", "a", None)], "{}").media
+
+
+def test_the_page_says_that_nothing_is_remembered():
+    with Server(0, answer) as server:
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+
+        def page() -> str:
+            with urllib.request.urlopen(f"http://127.0.0.1:{server.server_port}/") as reply:
+                return reply.read().decode()
+
+        assert "<p></p>" in page()
+        server.note = "<single> questions"
+        assert "<p>&lt;single&gt; questions</p>" in page()
+        server.shutdown()
+
+
+@pytest.mark.parametrize(
+    ("name", "kept"), [("chat", True), ("dialogue", True), ("llava_v1", True), ("vqa_5", False), (None, False)]
+)
+def test_templates_that_remember(name, kept):
+    assert remembers(name) == kept
