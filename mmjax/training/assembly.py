@@ -24,6 +24,7 @@ from jaxtyping import Array
 
 import mmjax
 from mmjax.connectors.qformer import from_bert
+from mmjax.encoders.vit import ViTConfig
 from mmjax.interop import lavis, llava_original, minigpt4, pretrained
 from mmjax.interop.image_size import with_image_size
 from mmjax.layers.lora import is_factor, lora_scales, merge_lora
@@ -209,8 +210,8 @@ def _stored(assembly: Assembly, part: str, config: Mapping[str, Any], source: st
     """What a source of a part holds, and the paths that are never stored in such a source.
 
     The workdir of a finished run or a directory in Hugging Face layout, of which an image encoder that is to read pictures of
-    another size gets its positions resized; the directory of a BERT, from which a Q-Former begins; a file of LAVIS; a
-    checkpoint of MiniGPT-4; or LLaVA's file of a connector.
+    another size gets its positions resized, and of a CLIP only what BLIP-2 reads is taken; the directory of a BERT, from which
+    a Q-Former begins; a file of LAVIS; a checkpoint of MiniGPT-4; or LLaVA's file of a connector.
     """
     if Path(source).is_file():
         if part == minigpt4.CONNECTOR and minigpt4.recognise(source):
@@ -231,4 +232,19 @@ def _stored(assembly: Assembly, part: str, config: Mapping[str, Any], source: st
         text = {path.removeprefix("encoders.text."): value for path, value in weights.items()}
         qformer = from_bert(part_config(part, config), text)
         return {f"{part}.{path}": value for path, value in qformer.items()}, assembly.definition.specs
+    if part == "encoders.image" and part in model.config["parts"]:
+        weights = _tower(weights, part_config(part, model.config["parts"][part]), part_config(part, config))
     return {path: value for path, value in weights.items() if path not in absent}, absent
+
+
+def _tower(weights: Parameters, stored: ViTConfig, wanted: ViTConfig) -> Parameters:
+    """The weights of an image encoder that a part reads.
+
+    Where the part has a norm behind its features and the stored tower one for its pooled vector only, the part is BLIP-2's
+    reading of a CLIP (arXiv 2301.12597, section 4.1): the features before the last block, under a norm that begins anew.
+    """
+    if wanted.norm_pooled or not stored.norm_pooled:
+        return weights
+    blocks, norm = "encoders.image.layers.", "encoders.image.norm."
+    kept = {path: value for path, value in weights.items() if not path.startswith(norm)}
+    return {path: value[: wanted.layers] if path.startswith(blocks) else value for path, value in kept.items()}

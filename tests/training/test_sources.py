@@ -14,6 +14,7 @@ from safetensors.numpy import load_file, save_file
 from safetensors.torch import load_file as load_torch
 
 import mmjax
+from experiments.blip2.published import image_encoder as published_encoder
 from mmjax.data.config import TokenizerConfig
 from mmjax.interop.pretrained import from_pretrained
 from mmjax.training.assembly import assemble, fill
@@ -34,10 +35,10 @@ def without_media(stage):
     return dataclasses.replace(stage, data=dataclasses.replace(stage.data, media=0))
 
 
-def begin(image=None, connector=None, llm=None, **fields):
-    """The parameters before the first step; the arguments are the sources of the parts."""
+def begin(image=None, connector=None, llm=None, tower=VISION, **fields):
+    """The parameters before the first step; the first arguments are the sources of the parts."""
     parts = {
-        "encoders.image": VISION | ({"source": str(image)} if image else {}),
+        "encoders.image": dict(tower) | ({"source": str(image)} if image else {}),
         "connectors.image": QFORMER | fields | ({"source": str(connector)} if connector else {}),
     }
     if llm:
@@ -83,6 +84,24 @@ def test_a_tower_comes_from_a_directory_of_its_own(tmp_path, name):
     for layer in range(3):
         kernel = theirs[f"encoder.layers.{layer}.mlp.fc1.weight"].T
         np.testing.assert_array_equal(parameters["encoders.image.layers.mlp.up.kernel"][layer], kernel)
+
+
+def test_blip2_s_tower_of_clip_comes_from_clip_s_directory(tmp_path, caplog):
+    """All blocks but the last, whose features a new norm reads: CLIP's own is for the vector that it pools."""
+    sizes = {**tiny.VISION, "hidden_size": 32, "num_attention_heads": 16, "num_hidden_layers": 4}
+    reference = tiny.draw(transformers.CLIPVisionModel(transformers.CLIPVisionConfig(**sizes)), tmp_path)
+    published = published_encoder("clip_l", 28, source=str(tmp_path))
+    small = {name: VISION[name] for name in ("width", "layers", "heads", "ffn", "patch_size")}
+    with caplog.at_level(logging.WARNING):
+        definition, parameters = begin(tower={**published, **small})
+    assert "holds no norm behind the encoder; drawn anew: " in caplog.text
+    assert (parameters["encoders.image.norm.scale"] == 1).all() and (parameters["encoders.image.norm.bias"] == 0).all()
+    pixels = np.random.default_rng(0).normal(size=(2, 28, 28, 3)).astype(np.float32)
+    with torch.no_grad():
+        states = reference(torch.tensor(pixels.transpose(0, 3, 1, 2)), output_hidden_states=True).hidden_states
+        expected = torch.nn.functional.layer_norm(states[3], (32,), eps=1e-5)
+    got = definition.bind(parameters).encoders["image"](jnp.asarray(pixels))
+    np.testing.assert_allclose(got, expected, rtol=0, atol=1e-4)
 
 
 def test_parts_come_from_files_of_lavis(tmp_path, caplog):
