@@ -9,7 +9,7 @@ It begins with `runs/llava-pretrain` of the same version and size (`pretrain=DIR
 trains on conversations of your own; docs/add_a_data_set.md says in which form. Version 1.6 reads pictures in tiles and trains
 the image encoder too, at a tenth of the rate.
 
-A step is 32 rows of 3,328 positions, into which some 128 conversations are packed, the published batch (version 1.6: 48 rows of
+A step is 32 rows of 3,840 positions, into which some 128 conversations are packed, the published batch (version 1.6: 48 rows of
 8,192). Hardware: the authors used 8 A100 of 80 GB for 10 hours (7B) and 20 (13B). Published for 7B and 13B: GQA 62.0 and 63.3,
 VQAv2 78.5 and 80.0, TextVQA 58.2 and 61.3, POPE 85.9 and 85.9 (1.5); GQA 64.2 and 65.4, VQAv2 81.8 and 82.8, TextVQA 64.9 and
 67.1 (1.6).

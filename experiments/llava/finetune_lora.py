@@ -7,7 +7,7 @@
 As finetune.py in all else. Rank 128, alpha 256 on every linear layer of the language model, none on the encoder's or the head;
 the connector is trained in full at a tenth of the rate. The authors drop 5 % of the adapters' inputs; this is not done here.
 
-A step is 32 rows of 3,328 positions, some 128 conversations. Published for 7B and 13B: GQA 63.0 and 63.3, VQAv2 79.1 and 80.0,
+A step is 32 rows of 3,840 positions, some 128 conversations. Published for 7B and 13B: GQA 63.0 and 63.3, VQAv2 79.1 and 80.0,
 TextVQA 58.2 and 60.2, POPE 86.4 and 86.7.
 """
 
