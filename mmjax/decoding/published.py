@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from mmjax.data.templates import remembers
 from mmjax.systems.parts import reads_source
 from mmjax.types import UserError
 from mmjax.types.model import Model
@@ -75,11 +76,13 @@ LLAVA_STYLES = {
 
 
 def conversation_template(model: Model) -> str | None:
-    """How conversations are put to a model: by its tokenizer's chat template, else to a LLaVA in the style of its name.
+    """How conversations are put to a model: as it was trained, by its tokenizer's chat template, or as a LLaVA's name tells.
 
     Returns:
       "chat" or an entry of `mmjax.data.templates.TEMPLATES`; None for a model of single questions.
     """
+    if remembers(trained := model.config.get("template")):
+        return trained
     if getattr(getattr(model.processor, "llm", None), "chat_template", None):
         return "chat"
     if model.config["parts"].get("connectors.image", {}).get("family") != "linear":

@@ -35,8 +35,10 @@ def make_model(
     source: Path,
     cache: dict[Any, Any],
 ) -> Model:
-    """A stage's model, ready to answer."""
+    """A stage's model, ready to answer. `config["template"]` is the one that it was trained with, if that was one."""
+    templates = {each.template for each in assembly.stage.data.mixture.values()}
     config = {"parts": experiment.parts, "source": str(source), "stage": assembly.stage.name}
+    config["template"] = templates.pop() if len(templates) == 1 else None
     return Model(assembly.definition, parameters, processor, config, cache)
 
 

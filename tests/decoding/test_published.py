@@ -149,6 +149,12 @@ def test_the_style_of_a_llava_is_that_of_its_name(source, style):
     assert conversation_template(model) == style and style in TEMPLATES
 
 
+def test_a_run_is_talked_to_as_it_was_trained():
+    config = {"parts": {"connectors.image": {"family": "linear"}}, "source": "runs/mine", "template": "vicuna_v1"}
+    assert conversation_template(Model(None, {}, None, config)) == "vicuna_v1"
+    assert conversation_template(Model(None, {}, None, config | {"template": "question_answer"})) == "llava_v0"
+
+
 def test_a_chat_template_comes_before_the_style(model):
     assert conversation_template(model) is None
     tokenizer = world.make_tokenizer()

@@ -87,3 +87,8 @@ def test_bad_pictures_are_told_before_anything_heavy(refusal, tmp_path):
         (tmp_path / name).write_bytes(data)
         line = refusal("generate", f"--model={tmp_path}", "--prompt=x", f"--image={tmp_path / name}")
         assert messages[name] in line and name in line
+
+
+def test_a_template_that_is_none_is_told_before_anything_heavy(refusal, tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    assert "got 'vicuna'" in refusal("generate", f"--model={tmp_path}", "--prompt=x", "--template=vicuna")
