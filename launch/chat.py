@@ -8,10 +8,8 @@ from collections.abc import Sequence
 from absl import flags
 
 from launch import command
-from launch.web_page import Said, Server
-from mmjax.data.media.image import decode_image
+from launch.web_page import Said, Server, example_of, question_of
 from mmjax.data.templates import remembers
-from mmjax.types import Example, Medium, Part, Turn, ask
 
 MODEL = flags.DEFINE_string("model", None, "directory of a run or of a saved model", required=True)
 PORT = flags.DEFINE_integer("port", 7860, "port on 127.0.0.1; 0 = any free one", lower_bound=0, upper_bound=65535)
@@ -31,24 +29,6 @@ MAX_NEW_TOKENS = flags.DEFINE_integer("max_new_tokens", 128, "longest answer in 
 SINGLE = (
     "This model is asked single questions: each is put to it with the last picture shown, and nothing that was said before."
 )
-
-
-def example_of(said: Sequence[Said]) -> Example:
-    """A conversation of the page; pictures come before the words of their turn."""
-    shown = [turn.picture for turn in said if turn.picture is not None]
-    media = tuple(Medium("image", decode_image(data, name=f"picture {number + 1}")) for number, data in enumerate(shown))
-    numbers = iter(range(len(media)))
-    turns = []
-    for turn in said:
-        picture = (Part(medium=next(numbers)),) if turn.picture is not None else ()
-        turns.append(Turn(turn.role, (*picture, *((Part(turn.text),) if turn.text else ()))))  # pyright: ignore[reportArgumentType]
-    return Example("the page", media=media, turns=tuple(turns))
-
-
-def question_of(said: Sequence[Said], prompt: str) -> Example:
-    """The last question of a conversation about the last picture; {} in the prompt stands for its words."""
-    shown = [turn for turn in said if turn.picture is not None]
-    return ask(prompt.replace("{}", said[-1].text), *example_of(shown[-1:]).media)
 
 
 def main() -> None:

@@ -11,7 +11,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mmjax.types.errors import UserError
+from mmjax.data.media.image import decode_image
+from mmjax.types import Example, Medium, Part, Turn, UserError, ask
 
 PAGE = Path(__file__).with_name("chat.html")
 MAX_BODY = 32 * 2**20  # bytes of a conversation with its pictures
@@ -30,6 +31,24 @@ class Said(NamedTuple):
     role: str
     text: str
     picture: bytes | None
+
+
+def example_of(said: Sequence[Said]) -> Example:
+    """A conversation of the page; pictures come before the words of their turn."""
+    shown = [turn.picture for turn in said if turn.picture is not None]
+    media = tuple(Medium("image", decode_image(data, name=f"picture {number + 1}")) for number, data in enumerate(shown))
+    numbers = iter(range(len(media)))
+    turns = []
+    for turn in said:
+        picture = (Part(medium=next(numbers)),) if turn.picture is not None else ()
+        turns.append(Turn(turn.role, (*picture, *((Part(turn.text),) if turn.text else ()))))  # pyright: ignore[reportArgumentType]
+    return Example("the page", media=media, turns=tuple(turns))
+
+
+def question_of(said: Sequence[Said], prompt: str) -> Example:
+    """The last question of a conversation about the last picture; {} in the prompt stands for its words."""
+    shown = [turn for turn in said if turn.picture is not None]
+    return ask(prompt.replace("{}", said[-1].text), *example_of(shown[-1:]).media)
 
 
 class Server(ThreadingHTTPServer):

@@ -280,9 +280,9 @@ def save(
         return files
     if isinstance(processor, EncoderProcessor):
         return files + (_save_tokenizer(processor.tokenizer, directory) if processor.tokenizer is not None else [])
-    if "llm" not in parts:
-        return files + _save_tokenizer(_query_tokenizer(processor), directory)
     text = config.get("text_config", config)
+    if "llm" not in parts or "vocab_size" not in text:  # the only text is the Q-Former's
+        return files + _save_tokenizer(_query_tokenizer(processor), directory)
     names = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
     ids = {name: text[name] for name in names if text.get(name) is not None}
     ends = processor.end_ids()

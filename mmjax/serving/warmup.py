@@ -70,5 +70,4 @@ def _item(model: Model, pictures: int) -> Item:
     parts = (*map(MediumSlot, range(pictures)), Ids((processor.pad_id,)))
     black = Medium("image", np.zeros((processor.image_size, processor.image_size, 3), np.uint8))
     example = Example("warm-up", media=(black,) * pictures)
-    segment = processor.tokenise(Segment(parts, query="?"), example.media)
-    return Item(example.id, (segment,), processor.media(example, segment))
+    return processor.item(example, Segment(parts, query="?"))

@@ -8,8 +8,7 @@ import urllib.request
 
 import pytest
 
-from launch.chat import example_of, question_of
-from launch.web_page import MAX_BODY, MAX_TEXT, Said, Server
+from launch.web_page import MAX_BODY, MAX_TEXT, Said, Server, example_of, question_of
 from mmjax.data.media.image import decode_image
 from mmjax.data.templates import remembers
 from mmjax.types import Part, Turn
