@@ -1,11 +1,11 @@
-"""Converts: `python -m launch.convert --source=DIR --target=DIR [--to=hf|peft|lavis|minigpt4] [--pickle] …`.
+"""Converts: `python -m launch.convert --source=DIR --target=DIR [--to=hf|peft|llava|lavis|minigpt4] [--pickle] …`.
 
 The source is a run's workdir, a model in Hugging Face layout (a directory or a hub id), a PEFT adapter, a directory of LLaVA's
 authors, whose vision tower `--part=encoders.image=DIR` may name, or a .pth file of LAVIS or MiniGPT-4, of which
 `--part=llm=DIR --part=encoders.image=eva_vit_g.pth` name what it lacks. The target is a new directory that `transformers`
 loads, LoRA adapters merged (`--to=hf`), or that `peft` loads on the base model: the adapters together with every other weight
-that differs from the base's (`--to=peft`); or a new .pth file that LAVIS loads (`--to=lavis`), or that MiniGPT-4 does, its
-linear map alone (`--to=minigpt4`).
+that differs from the base's (`--to=peft`), or that LLaVA's own code loads (`--to=llava`); or a new .pth file that LAVIS loads
+(`--to=lavis`), or that MiniGPT-4 does, its linear map alone (`--to=minigpt4`).
 """
 
 from __future__ import annotations
@@ -22,7 +22,10 @@ SOURCE = flags.DEFINE_string(
 )
 TARGET = flags.DEFINE_string("target", None, "directory to write, new or empty; for a .pth file a new name", required=True)
 TO = flags.DEFINE_enum(
-    "to", "hf", ["hf", "peft", "lavis", "minigpt4"], "a whole model, an adapter of its base, or a file of LAVIS or MiniGPT-4"
+    "to",
+    "hf",
+    ["hf", "peft", "llava", "lavis", "minigpt4"],
+    "a whole model, an adapter of its base, a directory of LLaVA's authors, or a file of LAVIS or MiniGPT-4",
 )
 BASE = flags.DEFINE_string("base", None, "base of the adapter that is read or written; default: the one that the source names")
 PICKLE = flags.DEFINE_bool("pickle", False, "read pickled weights (.bin, .pth); nothing but tensors is let through")
@@ -36,7 +39,8 @@ HEADS = flags.DEFINE_multi_string(
     "heads", [], "PART=N, attention heads of encoders.image or connectors.image in a file of LAVIS; default: 16 and 12"
 )
 
-FILES = {"lavis": "save_lavis", "minigpt4": "save_minigpt4"}  # layout of one file -> its writer in `mmjax.interop`
+WRITERS = {"llava": "save_llava", "lavis": "save_lavis", "minigpt4": "save_minigpt4"}  # layout -> its name in `mmjax.interop`
+FILES = ("lavis", "minigpt4")  # layouts of one file
 
 
 def main() -> None:
@@ -58,8 +62,8 @@ def main() -> None:
     base = None
     if TO.value == "peft" and (base := BASE.value or mmjax.interop.base_of(model)) is None:
         raise UserError("--to=peft: the source names no single base model; give --base=DIR")
-    if TO.value in FILES:
-        export = getattr(mmjax.interop, FILES[TO.value])(model, target)
+    if TO.value in WRITERS:
+        export = getattr(mmjax.interop, WRITERS[TO.value])(model, target)
     else:
         export = mmjax.save_pretrained(model, target, base=base)
     print(f"{export.architecture}, {'an adapter of ' + str(base) if base else 'the whole model'}")

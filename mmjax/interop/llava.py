@@ -176,9 +176,9 @@ def tower_table(part: Config, theirs: Spelling) -> Table:
     return prefixed(vit.weight_table(config, "clip" if config.class_token else "siglip"), "encoders.image.", theirs)
 
 
-def projector_table(part: Config, maps: tuple[Spelling, ...]) -> Table:
-    """The table of the connector, whose linear maps have these names."""
-    table = linear.weight_table(part_config("connectors.image", part), maps, NEWLINE)
+def projector_table(part: Config, maps: tuple[Spelling, ...], newline: Spelling = NEWLINE) -> Table:
+    """The table of the connector, whose linear maps and newline have these names."""
+    table = linear.weight_table(part_config("connectors.image", part), maps, newline)
     return prefixed(table, "connectors.image.", "")
 
 

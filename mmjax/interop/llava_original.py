@@ -131,7 +131,7 @@ def connector_table(part: Config) -> Table:
     layers = part_config("connectors.image", part).layers
     names = [f"mm_projector.{2 * n}" for n in range(layers)] if layers > 1 else ["mm_projector"]
     maps: tuple[Spelling, ...] = tuple((f"model.{name}", name) for name in names)
-    return llava.projector_table(part, maps)
+    return llava.projector_table(part, maps, llava.NEWLINE[::-1])
 
 
 def image_fit(config: Config, tower: Part) -> ImageTransform | Tiling:

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 
 import mmjax
 from mmjax.interop import hf_forward, llava_original
+from mmjax.interop.llava_writer import save_llava
 from mmjax.types import UserError
 from tests.interop import llava_models, tiny
 from tests.interop.llava_models import PATCHES, SIDE, inputs
@@ -96,6 +97,22 @@ def test_logits_are_those_of_transformers(tmp_path, kind, tower, pickled):
         assert model.processor.tiling.grids == llava_models.GRIDS
 
 
+@pytest.mark.parametrize("kind", ["llava", "next"])
+def test_there_and_back_is_equal_to_the_byte(tmp_path, kind):
+    _, original = make(tmp_path, kind)
+    clip = {"encoders.image": str(tmp_path / "clip")}
+    export = save_llava(mmjax.from_pretrained(original), tmp_path / "again")
+    assert export.architecture == "LlavaLlamaForCausalLM" and not export.left_out
+    before, after = (load_file(tmp_path / name / "model.safetensors") for name in ("original", "again"))
+    assert before.keys() == after.keys() and all(torch.equal(before[key], after[key]) for key in before)
+    old, new = (json.loads((tmp_path / name / "config.json").read_text()) for name in ("original", "again"))
+    told = [key for key in old if key.startswith(("mm_", "image_")) and key != "mm_vision_tower"]
+    assert {key: new[key] for key in told} == {key: old[key] for key in told} and new["vocab_size"] == old["vocab_size"]
+    first, again = (mmjax.from_pretrained(directory, parts=clip) for directory in (original, tmp_path / "again"))
+    assert again.config["parts"] == first.config["parts"]
+    assert (again.processor.transform, again.processor.tiling) == (first.processor.transform, first.processor.tiling)
+
+
 def test_the_tower_of_the_directory_comes_before_clip_s(tmp_path):
     """LLaVA 1.6 has trained it."""
     reference, original = make(tmp_path, "llava")
@@ -122,6 +139,9 @@ def test_the_first_llava_has_one_map(tmp_path):
     )
     with pytest.raises(UserError, match="a part with layers=1 cannot be written as llava, which has 2"):
         mmjax.save_pretrained(model, tmp_path / "again")
+    save_llava(model, tmp_path / "again")
+    after = load_file(tmp_path / "again/model.safetensors")
+    assert after.keys() == tensors.keys() and all(torch.equal(after[key], tensors[key]) for key in tensors)
 
 
 @pytest.mark.parametrize(

@@ -209,3 +209,8 @@ def test_a_directory_of_llava_s_authors_with_its_tower(tmp_path, capsys):
     assert capsys.readouterr().out.splitlines()[0] == "LlavaNextForConditionalGeneration, the whole model"
     before, after = (load_file(tmp_path / name / "model.safetensors") for name in ("hf", "new"))
     assert {key: value.tobytes() for key, value in before.items()} == {key: value.tobytes() for key, value in after.items()}
+    convert(f"--source={tmp_path}/new", f"--target={tmp_path}/back", "--to=llava")
+    assert capsys.readouterr().out.splitlines()[0] == "LlavaLlamaForCausalLM, the whole model"
+    tower = "model.vision_tower.vision_tower.vision_model."
+    original, back = (load_file(tmp_path / name / "model.safetensors") for name in ("original", "back"))
+    assert original.keys() == {key for key in back if not key.startswith(tower)}
