@@ -9,7 +9,8 @@ with the smallest and the largest. Before that, both train `--checked` steps on 
 and their losses must agree to 1e-3. Nothing may compile after the warm-up.
 
 The conversations are random ids of the lengths of LLaVA-1.5's mix at a ninth: a picture takes 64 positions in place of 576,
-answers and questions are shorter by as much. `SHARES` states the mix.
+answers and questions are shorter by as much. `SHARES` states the mix. `--media` is the number of media slots of a row, by default
+as many as pictures alone would fill it.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ class Conversation:
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     sizes = dict(layers=4, width=256, heads=4, vocab=8192, vision_layers=4, vision_width=192, batch=16, rows=4, length=512)
-    for name, default in {**sizes, "steps": 20, "checked": 20}.items():
+    for name, default in {**sizes, "steps": 20, "checked": 20, "media": 0}.items():
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--learning_rate", type=float, default=2e-4)
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="CPU threads of each")
@@ -222,7 +223,7 @@ def check(options: argparse.Namespace, directory: str, model: Any) -> None:
 
 def race(options: argparse.Namespace, directory: str, model: Any) -> None:
     """Times both on the same stream of conversations, packed and padded."""
-    ours = Ours(directory, options, options.rows, options.length, media=options.length // GRID**2)
+    ours = Ours(directory, options, options.rows, options.length, media=options.media or options.length // GRID**2)
     theirs = Theirs(model, options.learning_rate)
     packed, stream = ours.pack(conversations(options.vocab, seed=2)), conversations(options.vocab, seed=2)
     ours.step(next(packed))
