@@ -9,8 +9,8 @@ with the smallest and the largest. Before that, both train `--checked` steps on 
 and their losses must agree to 1e-3. Nothing may compile after the warm-up.
 
 The conversations are random ids of the lengths of LLaVA-1.5's mix at a ninth: a picture takes 64 positions in place of 576,
-answers and questions are shorter by as much. `SHARES` states the mix. `--media` is the number of media slots of a row, by default
-as many as pictures alone would fill it.
+answers and questions are shorter by as much. `SHARES` states the mix. `--media` is the number of media slots of a row, as
+many as pictures alone would fill it by default.
 """
 
 from __future__ import annotations
