@@ -18,14 +18,15 @@ from mmjax.types.config import parse_arg
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
-    """The experiment; arguments: llm, encoder, stage2 (a finished run), tiny."""
-    chosen = parse_arg(arg, llm="opt_2_7b", encoder="eva_clip_g", stage2="", tiny=False)
+    """The experiment; arguments: llm, encoder, preset (paper or upstream), stage2 (a finished run), tiny."""
+    chosen = parse_arg(arg, llm="opt_2_7b", encoder="eva_clip_g", preset="paper", stage2="", tiny=False)
     tiny = chosen.tiny
     source = published.earlier(chosen.stage2, "runs/blip2-stage2", tiny)
     encoder = published.image_encoder(chosen.encoder, 364, source=source, tiny=tiny)
     llm = published.language_model(chosen.llm, tiny=tiny)
     connector = published.qformer(encoder, llm, source=source, vocab=0, tiny=tiny)
     sources = {"coco_caption": {"template": "caption_photo"}}
+    decay = published.LLMS[chosen.llm].layer_decay[0] if published.choose(published.LAYER_DECAY, chosen.preset) else 1.0
     stage = {
         "steps": 60 if tiny else 5 * 566_747 // 256,  # five epochs of the Karpathy split's captions
         "objective": {"name": "language_modelling"},
@@ -40,7 +41,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
             "crop": (0.5, 1.0),
         },
         "optimizer": published.optimizer(1e-5, {"b2": 0.999, "warmup_steps": 1000}, tiny=tiny),
-        "learning_rate": published.layer_decay(encoder["layers"], published.LLMS[chosen.llm].layer_decay[0]),
+        "learning_rate": published.layer_decay(encoder["layers"], decay),
         "trainable": [[r"llm\..*", False], [".*", True]],
         "remat": "none" if tiny else "full",
         "evaluate": ["coco"],

@@ -171,6 +171,10 @@ def optimizer(rate: float, fields: Mapping[str, Any], *, tiny: bool = False) -> 
     return {**made, **toy} if tiny else made
 
 
+# Fine-tuning: LAVIS stores the scale of each layer's learning rate, and never multiplies it in.
+LAYER_DECAY = {"paper": True, "upstream": False}
+
+
 def choose(presets: Mapping[str, Any], name: str) -> Any:
     """The preset of that name."""
     if name not in presets:

@@ -26,14 +26,16 @@ BY_ENCODER = {
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
-    """The experiment; arguments: encoder (eva_clip_g or clip_l), stage1 (a finished run), flickr30k, tiny."""
-    chosen = parse_arg(arg, encoder="eva_clip_g", stage1="", flickr30k=False, tiny=False)
+    """The experiment; arguments: encoder (eva_clip_g or clip_l), preset (paper or upstream), stage1 (a finished run),
+    flickr30k, tiny."""
+    chosen = parse_arg(arg, encoder="eva_clip_g", preset="paper", stage1="", flickr30k=False, tiny=False)
     tiny, settings = chosen.tiny, BY_ENCODER[chosen.encoder]
     source = published.earlier(chosen.stage1, "runs/blip2-stage1", tiny)
     encoder = published.image_encoder(chosen.encoder, 364, source=source, tiny=tiny)
     connector = published.qformer(encoder, None, source=source, stage1=True, tiny=tiny)
     sources = {"coco_caption": {"template": "caption_pair"}}
     benchmarks = {"retrieval": "coco_caption", **({"flickr30k": "flickr30k"} if chosen.flickr30k else {})}
+    decay = settings["layer_decay"] if published.choose(published.LAYER_DECAY, chosen.preset) else 1.0
     stage = {
         "steps": 60 if tiny else 5 * 566_747 // 224,  # five epochs of the Karpathy split's captions
         "objective": {"name": "blip2_stage1", "label_smoothing": 0.1, "positives": "images"},
@@ -50,7 +52,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
             "crop": (0.5, 1.0),
         },
         "optimizer": published.optimizer(settings["rate"], {"b2": settings["b2"], "warmup_steps": 1000}, tiny=tiny),
-        "learning_rate": published.layer_decay(encoder["layers"], settings["layer_decay"]),
+        "learning_rate": published.layer_decay(encoder["layers"], decay),
         "remat": "none" if tiny else "full",
         "evaluate": ["retrieval"],
         **published.half_precision(llm=False, encoder=False, tiny=tiny),

@@ -48,6 +48,7 @@ CONFIGS = [
     ("blip2.vqa", "held_out"),
     ("blip2.caption", ""),
     ("blip2.retrieval", ""),
+    ("blip2.retrieval", "preset=upstream"),
     ("blip2.retrieval", "flickr30k"),
     ("instructblip.instruct", ""),
     ("instructblip.instruct", "zero_shot"),
