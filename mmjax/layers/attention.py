@@ -13,6 +13,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from mmjax.parallel.rows import platform
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
@@ -139,7 +141,7 @@ def attend(
     """
     dense = mask.dense() if isinstance(mask, Mask) else mask
     # The explicit form is twice as fast as XLA's fused one on CPU, and the only one with dropout.
-    if jax.default_backend() != "cpu" and (dropout_key is None or dropout == 0):
+    if platform() != "cpu" and (dropout_key is None or dropout == 0):
         bias = None if bias is None else bias.astype(query.dtype)
         return jax.nn.dot_product_attention(query, key, value, bias=bias, mask=dense, scale=scale)
     weights = drop(attention_weights(query, key, dense, scale=scale, bias=bias), dropout, dropout_key)

@@ -32,6 +32,17 @@ def rows_on(mesh: Mesh) -> Iterator[None]:
         _mesh.reset(token)
 
 
+def mesh_in_use() -> Mesh | None:
+    """The mesh that what is traced now will run on; None outside `rows_on`."""
+    return _mesh.get()
+
+
+def platform() -> str:
+    """"cpu", "gpu" or "tpu": what the program that is traced now will run on, which need not be on this machine."""
+    mesh = _mesh.get()
+    return jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
+
+
 def keep_rows(tree: Tree) -> Tree:
     """Pins the leading axis of every activation to (replica, fsdp); nothing outside `rows_on`.
 
