@@ -38,7 +38,7 @@ def mesh_in_use() -> Mesh | None:
 
 
 def platform() -> str:
-    """"cpu", "gpu" or "tpu": what the program that is traced now will run on, which need not be on this machine."""
+    """What the program that is traced now will run on, which need not be this machine: "cpu", "gpu" or "tpu"."""
     mesh = _mesh.get()
     return jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
 

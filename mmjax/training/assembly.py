@@ -13,7 +13,7 @@ import dataclasses
 import hashlib
 import logging
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,8 @@ from mmjax.interop.image_size import with_image_size
 from mmjax.layers.lora import is_factor, lora_scales, merge_lora
 from mmjax.layers.parameters import Definition, Parameters
 from mmjax.parallel.axes import shardings
-from mmjax.parallel.mesh import make_mesh
+from mmjax.parallel.mesh import count_slices, make_mesh
+from mmjax.parallel.mesh import resolve as resolve_mesh
 from mmjax.systems.parts import build_definition, connector_only, encoders_only, part_config, soft_tokens
 from mmjax.training.optimizer import Optimizer, make_optimizer
 from mmjax.training.rules import Resolved, resolve
@@ -89,12 +90,30 @@ def assemble(experiment: Experiment, stage: Stage, mesh: Mesh | None = None) -> 
     definition = build_definition(experiment.parts, stage.lora, stage.lora_alpha)
     _check_data(experiment, stage)
     rules = resolve(stage, definition.specs)
-    mesh = make_mesh(dataclasses.asdict(stage.mesh), stage=stage.name) if mesh is None else mesh
+    mesh = stage_mesh(stage) if mesh is None else mesh
     placement = shardings(definition.specs, mesh, rules.sharding, stage=stage.name)
     trainable, frozen = partition(abstract_parameters(definition.specs, rules.dtype, placement), rules.trainable)
     optimizer = make_optimizer(stage.optimizer, stage.steps, rules.learning_rate, rules.weight_decay)
     state = abstract_state(trainable, optimizer, placement, ema=bool(stage.optimizer.ema))
     return Assembly(stage, definition, rules, mesh, placement, optimizer, state, frozen)
+
+
+def stage_mesh(stage: Stage, devices: Sequence[Any] | None = None) -> Mesh:
+    """The mesh that a stage asks for, over all devices or these; what it leaves open follows from its micro-batch.
+
+    Raises:
+      UserError: the sizes that are given do not fit the devices.
+    """
+    devices = jax.devices() if devices is None else devices
+    data = stage.data
+    sizes = resolve_mesh(
+        dataclasses.asdict(stage.mesh),
+        len(devices),
+        data.rows // stage.optimizer.accumulation,
+        [length for length in (data.length, data.source_length) if length],
+        slices=count_slices(devices),
+    )
+    return make_mesh(sizes, devices, stage=stage.name)
 
 
 def _check_data(experiment: Experiment, stage: Stage) -> None:

@@ -136,17 +136,21 @@ class GuardConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MeshConfig:
-    """Sizes of the mesh axes; at most one may be −1, which takes what is left of the devices."""
+    """Sizes of the mesh axes. 0 = not given: chosen from the devices and the rows by `mmjax.parallel.mesh.resolve`. At most one
+    may be −1, which takes all that the other given ones leave."""
 
-    replica: int = 1
-    fsdp: int = -1
-    tensor: int = 1
-    sequence: int = 1
+    replica: int = 0
+    fsdp: int = 0
+    tensor: int = 0
+    sequence: int = 0
 
     def __post_init__(self):
         sizes = dataclasses.astuple(self)
-        if any(size < 1 and size != -1 for size in sizes) or sizes.count(-1) > 1:
-            raise ValueError(f"mesh sizes must be 1 or more, at most one of them -1 (the rest), got {dataclasses.asdict(self)}")
+        if min(sizes) < -1 or sizes.count(-1) > 1:
+            raise ValueError(
+                "mesh sizes must be 1 or more, 0 (chosen by rule) or, at most one of them, -1 (the rest), "
+                f"got {dataclasses.asdict(self)}"
+            )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
