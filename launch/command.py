@@ -19,6 +19,7 @@ from ml_collections import ConfigDict, FieldReference, config_flags
 
 from mmjax.data.files.source import is_file_source
 from mmjax.interop.hub import ADAPTER, is_hub_id
+from mmjax.parallel.topology import quiet_libtpu
 from mmjax.training.stage import Experiment
 from mmjax.types.config import from_config, read_literal, suggest, to_dict
 from mmjax.types.errors import UserError
@@ -37,6 +38,7 @@ def run(main: Callable[[], None], *, config: bool = False) -> None:
     def start(_: list[str]) -> None:
         if not FLAGS["verbosity"].present:
             logging.set_verbosity(logging.WARNING)  # libraries are quiet, unless asked with --verbosity=0
+        quiet_libtpu()
         main()
 
     try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float
 
 from mmjax.layers.attention import KVCache, Mask, attend, attend_cached, write_slots
@@ -19,7 +20,7 @@ KeysValues = tuple[Float[Array, "b t kv_heads head_dim"], Float[Array, "b t kv_h
 
 
 class MultiHeadAttention(nnx.Module):
-    """Query, key, value and output projections around `attend`.
+    """Query, key, value and output projections around `attend`, named for the remat policies of `mmjax.layers.stack`.
 
     Args:
       width: of the queries and the output.
@@ -65,17 +66,19 @@ class MultiHeadAttention(nnx.Module):
 
     def keys_values(self, x: Float[Array, "b s kv_width"]) -> SourceKeysValues:
         """Projects what is attended to, once for however many queries."""
-        key = self.split(self.key(x))
-        return key if self.key_norm is None else self.key_norm(key), self.split(self.value(x))
+        key, value = (checkpoint_name(each(x), name) for each, name in ((self.key, "key"), (self.value, "value")))
+        key = self.split(key)
+        return key if self.key_norm is None else self.key_norm(key), self.split(value)
 
     def queries(self, x: Float[Array, "b t width"]) -> Float[Array, "b t heads head_dim"]:
         """Projects the queries."""
-        query = self.split(self.query(x))
+        query = self.split(checkpoint_name(self.query(x), "query"))
         return query if self.query_norm is None else self.query_norm(query)
 
     def merge(self, x: Float[Array, "b t heads head_dim"]) -> Float[Array, "b t width"]:
         """Joins the heads and projects them out."""
-        return self.output(x.reshape(*x.shape[:-2], -1))
+        attended = checkpoint_name(x.reshape(*x.shape[:-2], -1), "attended")
+        return checkpoint_name(self.output(attended), "output")
 
     def __call__(
         self,

@@ -9,16 +9,28 @@ from typing import Any
 
 import jax
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 
 from mmjax.parallel.rows import keep_rows
 from mmjax.types import UserError
 
-# What the backward pass keeps of each layer; everything else is computed again. "none" keeps all.
+ATTENTION = ("query", "key", "value", "attended", "output")  # as `mmjax.layers.multi_head` names them
+INPUT = "layer_input"
+
+# What the backward pass keeps of each layer beside its input; everything else is computed again.
 REMAT_POLICIES: dict[str, Callable[..., Any] | None] = {
-    "none": None,
+    "none": None,  # keeps all
     "full": jax.checkpoint_policies.nothing_saveable,
     "dots": jax.checkpoint_policies.dots_saveable,
     "dots_no_batch": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "attention": jax.checkpoint_policies.save_only_these_names(*ATTENTION),
+    # What "attention" keeps, and the layer's input too, in the memory of the host.
+    "offload": jax.checkpoint_policies.save_and_offload_only_these_names(
+        names_which_can_be_saved=[],
+        names_which_can_be_offloaded=[INPUT, *ATTENTION],
+        offload_src="device",
+        offload_dst="pinned_host",
+    ),
 }
 
 
@@ -74,7 +86,8 @@ def run(
 
     def body(carry: Any, layer_inputs: tuple[Any, Any]) -> tuple[Any, tuple[Any, Any]]:
         layer_state, extra = layer_inputs
-        after, output = apply(nnx.merge(graphdef, layer_state), keep_rows(carry), extra)
+        entered = jax.tree.map(lambda leaf: checkpoint_name(leaf, INPUT), keep_rows(carry))
+        after, output = apply(nnx.merge(graphdef, layer_state), entered, extra)
         return after, (output, None if records is None else carry)
 
     policy = REMAT_POLICIES[_policy.get()]

@@ -170,7 +170,9 @@ class Stage:
       dtype: rules path -> dtype name of the stored parameters. Without a match: float32.
       compute_dtype: dtype of the forward pass.
       sharding: rules path -> list of mesh axes (or None) per dimension, overriding the logical-axis table.
-      remat: what the backward pass keeps of each layer: a name of `mmjax.layers.stack.REMAT_POLICIES`.
+      remat: what the backward pass keeps of each layer beside its input: "none" computes nothing again and keeps all, "full"
+        keeps nothing, "dots" all matrix products, "dots_no_batch" those with weights, "attention" queries, keys, values and
+        what attention gives, "offload" the same and the layer's input in the host's memory (TPU and GPU; a CPU has no other).
       log_every: steps between metrics lines.
       evaluate_every: steps between evaluations inside the stage; 0 = none.
       evaluate: names of the evaluations (of `Experiment.evaluations`) to run inside and at the end of the stage.
