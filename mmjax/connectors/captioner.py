@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Int
 
 from mmjax.connectors.qformer import QFormer, Superblock, run_layer
 from mmjax.layers import stack
-from mmjax.layers.attention import KVCache
+from mmjax.layers.cache import KVCache
 from mmjax.layers.multi_head import advance, cache_mask, layer_caches
 
 # Keys and values of the queries in every layer, [layers b q heads head_dim].

@@ -1,19 +1,27 @@
-"""Attention: the structured mask, the key–value cache, and the one function that attends.
+"""Attention: the structured mask, and the one function that attends, by the implementation that a table gives.
 
 A mask is never stored as [t, s] by the caller; it is described by segments and order, so that a kernel which knows about
-segments can be chosen later by table, and the dense form is made only where it is used.
+segments can be chosen, and the dense form is made only where it is used.
 """
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
 import dataclasses
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
-from mmjax.parallel.rows import platform
+from mmjax.layers.splash import splash_attention
+from mmjax.parallel.attention import attention_specs
+from mmjax.parallel.rows import mesh_in_use, platform
+from mmjax.types import UserError
+
+_wanted: contextvars.ContextVar[str] = contextvars.ContextVar("attention", default="auto")
 
 
 @jax.tree_util.register_dataclass
@@ -47,54 +55,84 @@ class Mask:
         return allowed[:, None]
 
 
-@jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class KVCache:
-    """Keys and values of the tokens read so far. All rows write at one shared slot: shorter prompts are padded on the left.
+class Call:
+    """What `attend` is asked for; see there. A dropout of 0 has no key."""
 
-    Args:
-      keys, values: of every layer; zero where nothing is written yet. Heads come before slots, as attention multiplies them.
-      segments: segment of each slot, 0 = empty or padding.
-      index: the next slot to write; a plain 0 = nothing has been read.
-    """
-
-    keys: Float[Array, "layers b kv_heads s head_dim"]
-    values: Float[Array, "layers b kv_heads s head_dim"]
-    segments: Int[Array, "b s"]
-    index: Int[Array, ""] | int
-
-    @classmethod
-    def empty(cls, layers: int, rows: int, length: int, kv_heads: int, head_dim: int, dtype: Any) -> KVCache:
-        """A cache with room for `length` tokens a row."""
-        shape = (layers, rows, kv_heads, length, head_dim)
-        return cls(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype), jnp.zeros((rows, length), jnp.int32), 0)
+    query: Float[Array, "b t heads head_dim"]
+    key: Float[Array, "b s kv_heads head_dim"]
+    value: Float[Array, "b s kv_heads head_dim"]
+    mask: Mask | Bool[Array, "b 1 t s"] | None
+    scale: float
+    bias: Float[Array, "rows heads t s"] | None
+    dropout: float
+    dropout_key: Array | None
 
     @property
-    def fresh(self) -> bool:
-        """Whether it is known, while a function is traced, that nothing has been read."""
-        return isinstance(self.index, int)
-
-    def take(self, rows: Int[Array, "r"]) -> KVCache:
-        """These rows, in this order."""
-        return dataclasses.replace(self, keys=self.keys[:, rows], values=self.values[:, rows], segments=self.segments[rows])
-
-    def exchange(self, rows: Int[Array, "b"]) -> KVCache:
-        """These rows, in this order, each in the place of one that has read the same prompt."""
-        return self.take(rows)
-
-    def admit(self, segments: Int[Array, "b t"]) -> KVCache:
-        """The cache with the segments of t new tokens written; their keys and values follow layer by layer."""
-        written = jax.lax.dynamic_update_slice(self.segments, segments.astype(jnp.int32), (0, self.index))
-        return dataclasses.replace(self, segments=written)
+    def dense_mask(self) -> Bool[Array, "b 1 t s"] | None:
+        return self.mask.dense() if isinstance(self.mask, Mask) else self.mask
 
 
-def write_slots(
-    stored: Float[Array, "layers b kv_heads s head_dim"],
-    new: Float[Array, "layers b t kv_heads head_dim"],
-    index: Int[Array, ""] | int,
-) -> Float[Array, "layers b kv_heads s head_dim"]:
-    """Writes the keys or values of new tokens at slots index, index + 1, …"""
-    return jax.lax.dynamic_update_slice(stored, jnp.swapaxes(new, 2, 3).astype(stored.dtype), (0, 0, 0, index, 0))
+def attend(
+    query: Float[Array, "b t heads head_dim"],
+    key: Float[Array, "b s kv_heads head_dim"],
+    value: Float[Array, "b s kv_heads head_dim"],
+    mask: Mask | Bool[Array, "b 1 t s"] | None = None,
+    *,
+    scale: float | None = None,
+    bias: Float[Array, "rows heads t s"] | None = None,
+    dropout: float = 0.0,
+    dropout_key: Array | None = None,
+) -> Float[Array, "b t heads head_dim"]:
+    """Scaled dot-product attention (arXiv 1706.03762), by an entry of `IMPLEMENTATIONS`.
+
+    Args:
+      mask: a structured mask, or a dense one (True = may attend); None = everything sees everything.
+      scale: of the scores; default head_dim^−½.
+      bias: added to the scores, for each row of the batch or (rows = 1) the same for all.
+      dropout: rate on the attention weights, applied when there is a dropout_key.
+
+    Raises:
+      UserError: the implementation that `attention_by` asks for cannot do what is needed.
+    """
+    scale = query.shape[-1] ** -0.5 if scale is None else scale
+    drops = dropout > 0 and dropout_key is not None
+    call = Call(query, key, value, mask, scale, bias, *((dropout, dropout_key) if drops else (0.0, None)))
+    return IMPLEMENTATIONS[choose(call)].run(call)
+
+
+@contextlib.contextmanager
+def attention_by(name: str) -> Iterator[None]:
+    """Whatever attends inside does it by this entry of `IMPLEMENTATIONS`; "auto" = the first that can and pays."""
+    if name not in (AUTO, *IMPLEMENTATIONS):
+        raise UserError(f"attention={name!r} is no implementation; there are {', '.join((AUTO, *IMPLEMENTATIONS))}")
+    token = _wanted.set(name)
+    try:
+        yield
+    finally:
+        _wanted.reset(token)
+
+
+def choose(call: Call) -> str:
+    """The entry of `IMPLEMENTATIONS` that a call gets.
+
+    Raises:
+      UserError: the one that is asked for does not run on this platform, or cannot do what the call needs.
+    """
+    wanted, where = _wanted.get(), platform()
+    if wanted == AUTO:
+        fit = (
+            name
+            for name, each in IMPLEMENTATIONS.items()
+            if where in each.platforms and min(call.query.shape[1], call.key.shape[1]) >= each.pays and not each.refuses(call)
+        )
+        return next(fit)
+    chosen = IMPLEMENTATIONS[wanted]
+    places = (*chosen.platforms, *chosen.interpreted)
+    problem = f"runs on {' and '.join(places)}, not on {where}" if where not in places else chosen.refuses(call)
+    if problem:
+        raise UserError(f"attention={wanted!r} {problem}; set --config.stages.<stage>.attention={AUTO}")
+    return wanted
 
 
 def attention_weights(
@@ -120,77 +158,102 @@ def attention_weights(
     return jax.nn.softmax(scores, axis=-1)
 
 
-def attend(
-    query: Float[Array, "b t heads head_dim"],
-    key: Float[Array, "b s kv_heads head_dim"],
-    value: Float[Array, "b s kv_heads head_dim"],
-    mask: Mask | Bool[Array, "b 1 t s"] | None = None,
-    *,
-    scale: float | None = None,
-    bias: Float[Array, "rows heads t s"] | None = None,
-    dropout: float = 0.0,
-    dropout_key: Array | None = None,
-) -> Float[Array, "b t heads head_dim"]:
-    """Scaled dot-product attention (arXiv 1706.03762).
-
-    Args:
-      mask: a structured mask, or a dense one (True = may attend); None = everything sees everything.
-      scale: of the scores; default head_dim^−½.
-      bias: added to the scores, for each row of the batch or (rows = 1) the same for all.
-      dropout: rate on the attention weights, applied when there is a dropout_key.
-    """
-    dense = mask.dense() if isinstance(mask, Mask) else mask
-    # The explicit form is twice as fast as XLA's fused one on CPU, and the only one with dropout.
-    if platform() != "cpu" and (dropout_key is None or dropout == 0):
-        bias = None if bias is None else bias.astype(query.dtype)
-        return jax.nn.dot_product_attention(query, key, value, bias=bias, mask=dense, scale=scale)
-    weights = drop(attention_weights(query, key, dense, scale=scale, bias=bias), dropout, dropout_key)
-    output = jnp.einsum("bkgts,bskh->btkgh", weights.astype(value.dtype), value)
-    return output.reshape(query.shape)
-
-
-def attend_cached(
-    query: Float[Array, "b t heads head_dim"],
-    cached: tuple[Float[Array, "b kv_heads s head_dim"], Float[Array, "b kv_heads s head_dim"]],
-    new: tuple[Float[Array, "b t kv_heads head_dim"], Float[Array, "b t kv_heads head_dim"]],
-    mask: Mask,
-    *,
-    scale: float | None = None,
-    bias: Float[Array, "rows heads t s"] | None = None,
-) -> Float[Array, "b t heads head_dim"]:
-    """Attention to the cache and to tokens that are not written into it yet.
-
-    The slots of the new tokens are empty, so that the cache is only read: no layer copies it. Scores and weights are those of
-    `attend` with the new keys and values in their slots.
-
-    Args:
-      cached: a layer's keys and values.
-      new: of the t tokens, whose slots begin at the mask's offset.
-      mask: over the slots of the cache, the new tokens' segments in it.
-      scale, bias: see `attend`.
-    """
-    rows, tokens, heads, head_dim = query.shape
-    keys, values = cached
-    new_keys, new_values = (jnp.swapaxes(x, 1, 2) for x in new)
-    kv_heads, groups = keys.shape[1], heads // keys.shape[1]
-    # Batch dimensions first, then one matrix product for all queries of a head: no operand is transposed.
-    grouped = jnp.moveaxis(query.reshape(rows, tokens, kv_heads, groups, head_dim), 1, 3)
-    grouped = grouped.reshape(rows, kv_heads, groups * tokens, head_dim)
-    scores = jnp.einsum("bkgh,bksh->bkgs", grouped, keys).astype(jnp.float32)
-    scores_of_new = jnp.einsum("bkgh,bkth->bkgt", grouped, new_keys).astype(jnp.float32)
-    scores = jax.lax.dynamic_update_slice(scores, scores_of_new, (0, 0, 0, mask.offset))
-    scores = scores.reshape(rows, kv_heads, groups, tokens, -1) * (head_dim**-0.5 if scale is None else scale)
-    if bias is not None:
-        scores = scores + bias.reshape(-1, *scores.shape[1:])
-    scores = jnp.where(mask.dense()[:, :, None], scores, jnp.finfo(jnp.float32).min)
-    weights = jax.nn.softmax(scores, axis=-1).astype(values.dtype).reshape(rows, kv_heads, groups * tokens, -1)
-    weights_of_new = jax.lax.dynamic_slice_in_dim(weights, mask.offset, tokens, axis=-1)
-    output = jnp.einsum("bkgs,bksh->bkgh", weights, values) + jnp.einsum("bkgt,bkth->bkgh", weights_of_new, new_values)
-    return jnp.moveaxis(output.reshape(rows, kv_heads, groups, tokens, head_dim), 3, 1).reshape(query.shape)
-
-
 def drop(x: Float[Array, "..."], rate: float, key: Array | None) -> Float[Array, "..."]:
     """Dropout: zeroes a share `rate` of the values and scales the rest up; nothing without a key."""
     if key is None or rate == 0:
         return x
     return jnp.where(jax.random.bernoulli(key, 1 - rate, x.shape), x / (1 - rate), 0).astype(x.dtype)
+
+
+@dataclasses.dataclass(frozen=True)
+class Implementation:
+    """A way to attend.
+
+    Args:
+      run: does it.
+      platforms: where it is compiled.
+      interpreted: where it runs too, slowly, when it is asked for by name.
+      refuses: why it cannot do a call, None = it can.
+      pays: queries and keys from which it is worth its padding and its launch.
+    """
+
+    run: Callable[[Call], Float[Array, "b t heads head_dim"]]
+    platforms: tuple[str, ...]
+    interpreted: tuple[str, ...] = ()
+    refuses: Callable[[Call], str | None] = lambda call: None
+    pays: int = 0
+
+
+def _reason(reasons: Mapping[str, bool]) -> str | None:
+    return next((f"cannot take {reason}" for reason, holds in reasons.items() if holds), None)
+
+
+def _splash_refuses(call: Call) -> str | None:
+    mask = call.mask if isinstance(call.mask, Mask) else None
+    order = mask if mask is not None and mask.causal else None
+    return _reason({
+        "a bias on the scores": call.bias is not None,
+        "dropout": call.dropout > 0,
+        "a dense mask": call.mask is not None and mask is None,
+        "queries that come after a cache": order is not None and not (isinstance(order.offset, int) and order.offset == 0),
+        "windows that differ from layer to layer": order is not None and not isinstance(order.window, int | None),
+        # The compiler cannot split a kernel over devices by itself.
+        "devices without a mesh": platform() == "tpu" and mesh_in_use() is None and jax.device_count() > 1,
+    })  # fmt: skip
+
+
+def _splash(call: Call) -> Array:
+    if not isinstance(call.mask, Mask):
+        return splash_attention(call.query, call.key, call.value, None, scale=call.scale)
+    mask = call.mask
+    segments, window = (mask.query_segments, mask.key_segments), mask.window if isinstance(mask.window, int) else None
+    return splash_attention(
+        call.query, call.key, call.value, segments, causal=mask.causal, window=window, scale=call.scale
+    )  # fmt: skip
+
+
+def _cudnn_refuses(call: Call) -> str | None:
+    head_dim, slots = call.query.shape[-1], (call.query.shape[1], call.key.shape[1])
+    return _reason({
+        "a bias on the scores": call.bias is not None,
+        "dropout": call.dropout > 0,
+        f"{call.query.dtype}, only bfloat16 and float16": call.query.dtype not in (jnp.bfloat16, jnp.float16),
+        f"heads of {head_dim} features, only multiples of 8 up to 128": head_dim % 8 > 0 or head_dim > 128,
+        "a mask over an odd number of slots": call.mask is not None and any(each % 2 for each in slots),
+    })  # fmt: skip
+
+
+def _cudnn(call: Call) -> Array:
+    """cuDNN's flash attention, which takes a dense mask; each GPU runs it on its rows, heads and queries."""
+
+    def run(query: Array, key: Array, value: Array, mask: Array | None) -> Array:
+        return jax.nn.dot_product_attention(query, key, value, mask=mask, scale=call.scale, implementation="cudnn")
+
+    mesh, mask = mesh_in_use(), call.dense_mask
+    if mesh is None:
+        return run(call.query, call.key, call.value, mask)
+    query, key = attention_specs(mesh, call.query.shape, call.key.shape)
+    specs = (query, key, key, None if mask is None else PartitionSpec(query[0], None, query[1], None))
+    split = jax.shard_map(run, mesh=mesh, in_specs=specs, out_specs=query, check_vma=False)
+    return split(call.query, call.key, call.value, mask)
+
+
+def _xla(call: Call) -> Array:
+    """What XLA makes of it: the explicit form is twice as fast as its fused one on CPU, and the only one with dropout."""
+    if platform() != "cpu" and not call.dropout:
+        bias = None if call.bias is None else call.bias.astype(call.query.dtype)
+        return jax.nn.dot_product_attention(
+            call.query, call.key, call.value, bias=bias, mask=call.dense_mask, scale=call.scale
+        )  # fmt: skip
+    weights = attention_weights(call.query, call.key, call.dense_mask, scale=call.scale, bias=call.bias)
+    weights = drop(weights, call.dropout, call.dropout_key).astype(call.value.dtype)
+    return jnp.einsum("bkgts,bskh->btkgh", weights, call.value).reshape(call.query.shape)
+
+
+# The first that can do a call does it. Below some hundred slots a device has the scores at hand, and blocks only pad.
+AUTO = "auto"
+IMPLEMENTATIONS: dict[str, Implementation] = {
+    "splash": Implementation(_splash, ("tpu",), interpreted=("cpu",), refuses=_splash_refuses, pays=512),
+    "cudnn": Implementation(_cudnn, ("gpu",), refuses=_cudnn_refuses, pays=128),
+    "xla": Implementation(_xla, ("cpu", "gpu", "tpu")),
+}

@@ -8,7 +8,8 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float
 
-from mmjax.layers.attention import KVCache, Mask, attend, attend_cached, write_slots
+from mmjax.layers.attention import Mask, attend
+from mmjax.layers.cache import KVCache, attend_cached, write_slots
 from mmjax.layers.linear import Linear
 from mmjax.layers.norms import RMSNorm
 from mmjax.layers.parameters import normal

@@ -10,7 +10,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from mmjax.layers import stack
-from mmjax.layers.attention import KVCache
+from mmjax.layers.cache import KVCache
 from mmjax.layers.linear import Embedding, Linear
 from mmjax.layers.multi_head import advance, cache_mask, layer_caches
 from mmjax.layers.parameters import Initialiser
@@ -87,11 +87,14 @@ class Decoder(nnx.Module):
         """
         mask, cache = cache_mask(segments, cache)
         x, told = self.enter(embeddings, positions)
-        windows = jnp.asarray([window or EVERYTHING for window in self.windows]) if self.windows else None
+        # One window for all layers is a plain number, for which attention may have a kernel.
+        same = (self.windows[0] or None) if len(set(self.windows)) == 1 else None
+        windows = jnp.asarray([window or EVERYTHING for window in self.windows]) if len(set(self.windows)) > 1 else None
 
         def apply(block: Any, x: Array, layer: Any) -> tuple[Array, Any]:
             layer_cache, window = layer
-            x, keys_values = block(x, mask=dataclasses.replace(mask, window=window), cache=layer_cache, **told)
+            seen = dataclasses.replace(mask, window=same if window is None else window)
+            x, keys_values = block(x, mask=seen, cache=layer_cache, **told)
             return x, None if cache is None else keys_values
 
         x, layers = stack.run(self.layers, apply, x, (layer_caches(cache), windows))

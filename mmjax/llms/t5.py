@@ -11,7 +11,8 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from mmjax.layers import stack
-from mmjax.layers.attention import KVCache, Mask
+from mmjax.layers.attention import Mask
+from mmjax.layers.cache import KVCache
 from mmjax.layers.linear import Embedding, Linear
 from mmjax.layers.mlp import ACTIVATIONS, MLP, GatedMLP
 from mmjax.layers.multi_head import MultiHeadAttention, SourceKeysValues, advance, cache_mask, layer_caches

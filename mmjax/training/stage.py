@@ -173,6 +173,8 @@ class Stage:
       remat: what the backward pass keeps of each layer beside its input: "none" computes nothing again and keeps all, "full"
         keeps nothing, "dots" all matrix products, "dots_no_batch" those with weights, "attention" queries, keys, values and
         what attention gives, "offload" the same and the layer's input in the host's memory (TPU and GPU; a CPU has no other).
+      attention: by which entry of `mmjax.layers.attention.IMPLEMENTATIONS` all of the stage attends: "xla", "splash" (TPU; on a
+        CPU it is interpreted, for comparisons) or "cudnn" (GPU); "auto" = each call by the first that can do it.
       log_every: steps between metrics lines.
       evaluate_every: steps between evaluations inside the stage; 0 = none.
       evaluate: names of the evaluations (of `Experiment.evaluations`) to run inside and at the end of the stage.
@@ -195,6 +197,7 @@ class Stage:
     compute_dtype: str = "float32"
     sharding: Rules = ()
     remat: str = "none"
+    attention: str = "auto"
     log_every: int = 10
     evaluate_every: int = 0
     evaluate: tuple[str, ...] = ()
@@ -207,6 +210,8 @@ class Stage:
             raise ValueError(f"log_every must be 1 or more, got {self.log_every}")
         if self.compute_dtype not in ("float32", "bfloat16"):
             raise ValueError(f"compute_dtype must be 'float32' or 'bfloat16', got {self.compute_dtype!r}")
+        if self.attention not in ("auto", "splash", "cudnn", "xla"):
+            raise ValueError(f"attention must be 'auto', 'splash', 'cudnn' or 'xla', got {self.attention!r}")
         for name in ("trainable", "lora", "learning_rate", "weight_decay", "dtype", "sharding"):
             check_rules(name, getattr(self, name))
         if self.data.rows % self.optimizer.accumulation:

@@ -11,6 +11,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float
 
+from mmjax.layers.attention import attention_by
 from mmjax.layers.parameters import Definition, Parameters
 from mmjax.layers.stack import remat
 from mmjax.parallel.axes import LOGICAL_AXES, batch_sharding, batch_shards, replicated
@@ -59,7 +60,7 @@ def make_loss(
 
     def loss(trainable: Parameters, frozen: Parameters, batch: Any, counts: Scalars, key: Array) -> tuple[Array, Any]:
         module = definition.bind(trainable | jax.lax.stop_gradient(frozen), compute_dtype)
-        with remat(stage.remat):
+        with remat(stage.remat), attention_by(stage.attention):
             sums, metrics = objective.sums(module, batch, key)
         if sums.keys() != counts.keys():
             raise ValueError(f"the objective has counts of {sorted(counts)}, but sums of {sorted(sums)}")

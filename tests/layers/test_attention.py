@@ -8,7 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from mmjax.layers.attention import KVCache, Mask, attend, attend_cached, attention_weights, drop
+from mmjax.layers import attention
+from mmjax.layers.attention import Call, Mask, attend, attention_by, attention_weights, choose, drop
+from mmjax.layers.cache import KVCache, attend_cached
+from mmjax.types import UserError
 
 DRAW = np.random.default_rng(0)
 
@@ -93,3 +96,69 @@ def test_attention_to_a_cache_that_lacks_the_new_tokens(heads, kv_heads, tokens,
     cached = tuple(jnp.swapaxes(x.at[:, written:].set(0), 1, 2) for x in (keys, values))
     new = tuple(x[:, written : written + tokens] for x in (keys, values))
     np.testing.assert_allclose(attend_cached(query, cached, new, mask, bias=scores), expected, atol=1e-5)
+
+
+def a_call(slots=1024, head_dim=64, dtype=jnp.bfloat16, **fields):
+    """A call on shapes alone; segments are there, and the order is that of a decoder."""
+    array, segments = jnp.zeros((1, slots, 2, head_dim), dtype), jnp.ones((1, slots), int)
+    fields = {"mask": Mask(segments, segments, causal=True), "bias": None, "dropout": 0.0, **fields}
+    return Call(query=array, key=array, value=array, scale=1.0, dropout_key=None, **fields)
+
+
+def behind_a_cache():
+    return Mask(jnp.ones((1, 1024), int), jnp.ones((1, 1024), int), offset=jnp.int32(3), causal=True)
+
+
+BIAS, DENSE = jnp.zeros((1, 2, 1024, 1024)), jnp.ones((1, 1, 1024, 1024), bool)
+
+
+@pytest.mark.parametrize(
+    ("platform", "fields", "expected"),
+    [
+        ("cpu", {}, "xla"),
+        ("tpu", {}, "splash"),
+        ("tpu", {"mask": None}, "splash"),
+        ("tpu", {"slots": 256}, "xla"),  # less than it pays for
+        ("tpu", {"bias": BIAS}, "xla"),
+        ("tpu", {"dropout": 0.1}, "xla"),
+        ("tpu", {"mask": DENSE}, "xla"),
+        ("tpu", {"mask": behind_a_cache()}, "xla"),
+        ("gpu", {}, "cudnn"),
+        ("gpu", {"mask": DENSE}, "cudnn"),
+        ("gpu", {"mask": None, "slots": 577}, "cudnn"),
+        ("gpu", {"slots": 577}, "xla"),  # its backward pass wants an even number beside a mask
+        ("gpu", {"dtype": jnp.float32}, "xla"),
+        ("gpu", {"head_dim": 132}, "xla"),
+        ("gpu", {"bias": BIAS}, "xla"),
+    ],
+)
+def test_the_implementation_follows_from_platform_and_needs(platform, fields, expected, monkeypatch):
+    monkeypatch.setattr(attention, "platform", lambda: platform)
+    monkeypatch.setattr(jax, "device_count", lambda: 1)
+    assert choose(a_call(**fields)) == expected
+
+
+def test_a_kernel_on_several_devices_needs_to_know_their_mesh(monkeypatch):
+    monkeypatch.setattr(attention, "platform", lambda: "tpu")
+    assert jax.device_count() > 1 and choose(a_call()) == "xla"
+
+
+@pytest.mark.parametrize(
+    ("name", "fields", "message"),
+    [
+        ("splash", {"bias": BIAS}, "attention='splash' cannot take a bias on the scores; set --config.*attention=auto"),
+        ("splash", {"dropout": 0.1}, "cannot take dropout"),
+        ("splash", {"mask": DENSE}, "cannot take a dense mask"),
+        ("cudnn", {}, "runs on gpu, not on cpu"),
+    ],
+)
+def test_what_is_asked_for_by_name_is_done_or_refused(name, fields, message):
+    with attention_by("splash"):
+        assert choose(a_call(slots=16)) == "splash"  # whether it pays or not
+    with attention_by(name), pytest.raises(UserError, match=message):
+        choose(a_call(**fields))
+
+
+def test_an_unknown_name_is_refused():
+    with pytest.raises(UserError, match="attention='flash' is no implementation; there are auto, splash, cudnn, xla"):
+        attention_by("flash").__enter__()

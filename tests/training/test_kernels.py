@@ -1,0 +1,108 @@
+"""The train step with its kernels: for TPUs that are not there, by their own compiler, and interpreted on CPUs."""
+
+from __future__ import annotations
+
+import jax
+import numpy as np
+import pytest
+
+from experiments.llava.finetune import get_config
+from mmjax.parallel.mesh import make_mesh
+from mmjax.parallel.topology import find_devices, parse_topology
+from mmjax.systems.objectives import make_objective
+from mmjax.training.assembly import assemble, first_state
+from mmjax.training.plan import batch_shapes
+from mmjax.training.stage import Experiment
+from mmjax.training.step import lower_step, make_train_step
+from mmjax.types import UserError
+from mmjax.types.config import from_config
+
+KERNEL = "tpu_custom_call"
+
+
+def llava(patches, length, **fields):
+    """LLaVA with two layers each in its image encoder, which is trained too, and in its language model."""
+    config = get_config("tiny")
+    config.parts.encoders.image.update(image_size=12 * patches)
+    config.parts.llm.update(heads=4, kv_heads=2, head_dim=64)
+    stage = config.stages.finetune
+    stage.data.update(image_size=12 * patches, soft_tokens=patches**2, length=length, rows=8)
+    stage.update({"trainable": [[".*", True]], **fields})
+    return from_config(Experiment, config)
+
+
+def put_together(experiment, devices, **sizes):
+    stage = experiment.stages["finetune"]
+    made = assemble(experiment, stage, make_mesh(sizes, devices))
+    objective = make_objective(stage.objective.name, {}, chunk=stage.objective.chunk)
+    step = make_train_step(made.definition, stage, objective, made.optimizer, made.state, made.frozen)
+    return made, step
+
+
+def lowered(topology, sizes):
+    experiment = llava(23, 1024, compute_dtype="bfloat16", remat="full")
+    made, step = put_together(experiment, find_devices(parse_topology(topology)), **sizes)
+    return lower_step(step, made.state, made.frozen, batch_shapes(made.stage))
+
+
+@pytest.mark.parametrize("topology", ["v4:2x2x1", "v5e:2x2", "v5p:2x2x1", "v6e:2x2"])
+def test_encoder_and_language_model_attend_by_the_kernel_on_every_tpu(topology):
+    text = lowered(topology, {"fsdp": 2, "sequence": 2}).as_text()
+    # Of both stacks: forward, again for the backward pass, and that in one kernel or two.
+    assert text.count("splash_mha_fwd") >= 4 and text.count("splash_mha_dkv") >= 2
+    assert text.count(KERNEL) == (6 if topology.startswith("v6e") else 8)
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize(
+    ("topology", "sizes"),
+    [
+        ("v5e:2x2", {"fsdp": 2, "tensor": 2}),
+        ("v5e:2x2", {"fsdp": 2, "sequence": 2}),
+        ("v5p:2x2x1", {"fsdp": 4}),
+        ("v6e:2x2", {"fsdp": 2, "sequence": 2}),
+    ],
+)
+def test_the_tpu_compiler_takes_the_step(topology, sizes):
+    compiled = lowered(topology, sizes).compile()
+    assert compiled.memory_analysis().temp_size_in_bytes > 0
+    if topology.startswith("v5e"):  # of other kinds it cannot print the program
+        assert compiled.as_text().count(f'"{KERNEL}"') >= 8
+
+
+def one_step(attention, **sizes):
+    """Loss, gradient norm and new parameters of a step on packed rows, some of them padded."""
+    experiment = llava(3, 40, attention=attention)
+    made, step = put_together(experiment, jax.devices()[: int(np.prod(list(sizes.values())))], **sizes)
+    draw = np.random.default_rng(0)
+    batch = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), batch_shapes(made.stage))
+    text = batch.text
+    text.segments[:] = np.repeat([1, 2, 0], [16, 18, 6])
+    text.positions[:] = np.concatenate([np.arange(16), np.arange(18), np.zeros(6, int)])
+    text.tokens[:], text.targets[:] = draw.integers(1, 128, (2, *text.tokens.shape))
+    text.loss_weights[:] = text.segments > 0
+    batch.media["image"].values[:] = draw.integers(0, 256, batch.media["image"].values.shape)
+    batch.media["image"].mask[:] = True
+    batch.feature_index[:] = np.where((np.arange(40) > 2) & (np.arange(40) < 12), np.arange(40) - 3, -1)
+    state, metrics = step(first_state(made, experiment, {}), {}, batch)
+    return jax.device_get((metrics["loss"], metrics["gradient_norm"], state.trainable))
+
+
+@pytest.mark.heavy
+def test_a_step_by_the_kernel_is_that_by_xla():
+    explicit, kernel = one_step("xla", fsdp=1), one_step("splash", fsdp=2, tensor=2, sequence=2)
+    np.testing.assert_allclose(kernel[0], explicit[0], rtol=1e-5)
+    np.testing.assert_allclose(kernel[1], explicit[1], rtol=1e-4)
+    jax.tree.map(lambda ours, theirs: np.testing.assert_allclose(ours, theirs, atol=2e-5), kernel[2], explicit[2])
+
+
+def test_a_kernel_that_is_not_for_this_platform_is_refused_before_anything_compiles():
+    experiment = llava(3, 40, attention="cudnn")
+    made, step = put_together(experiment, jax.devices()[:1])
+    with pytest.raises(UserError, match=r"attention='cudnn' runs on gpu, not on cpu; set .*attention=auto"):
+        lower_step(step, made.state, made.frozen, batch_shapes(made.stage))
+
+
+def test_an_unknown_attention_is_refused():
+    with pytest.raises(UserError, match="attention must be 'auto', 'splash', 'cudnn' or 'xla', got 'flash'"):
+        llava(3, 40, attention="flash")
