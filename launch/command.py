@@ -19,6 +19,7 @@ from ml_collections import ConfigDict, FieldReference, config_flags
 
 from mmjax.data.files.source import is_file_source
 from mmjax.interop.hub import ADAPTER, is_hub_id
+from mmjax.parallel import processes
 from mmjax.parallel.topology import quiet_libtpu
 from mmjax.training.stage import Experiment
 from mmjax.types.config import from_config, read_literal, suggest, to_dict
@@ -44,13 +45,20 @@ def run(main: Callable[[], None], *, config: bool = False) -> None:
     try:
         app.run(start, flags_parser=_parse_with_config if config else _parse)
     except UserError as error:
-        sys.exit(_complain(str(error)))
+        processes.leave(_complain(str(error)))
     except OSError as error:
         if error.errno != errno.ENOSPC:
             raise
-        sys.exit(_complain(f"the disk is full ({error.filename or error}): free some space and give the same command again"))
+        processes.leave(
+            _complain(f"the disk is full ({error.filename or error}): free some space and give the same command again")
+        )
     except KeyboardInterrupt:
-        sys.exit(130)
+        processes.leave(130)
+    except Exception:
+        if not processes.several():
+            raise
+        traceback.print_exc()
+        processes.leave(1)
 
 
 def experiment() -> Experiment:

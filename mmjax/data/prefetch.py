@@ -51,8 +51,8 @@ class Prefetch:
         """`DataStream.position` right after the batch that `next` gave last: what a checkpoint keeps."""
         return self._position
 
-    def facts(self) -> dict[str, float]:
-        """`DataStream.facts` of the batch that `next` gave last."""
+    def facts(self) -> Any:
+        """`DataStream.facts` of the batch that `next` gave last, put onto the devices like it."""
         return self._facts
 
     def close(self) -> None:
@@ -90,7 +90,8 @@ def _fill(stream: Iterator[Batch], put: Callable[[Batch], Any], ready: queue.Que
     error = None
     while not stop.is_set() and error is None:
         try:
-            entry = (put(next(stream)), _position(stream), getattr(stream, "facts", {}), None)
+            batch, facts = put(next(stream)), getattr(stream, "facts", {})
+            entry = (batch, _position(stream), put(facts) if facts else {}, None)
         except BaseException as caught:  # handed to the consumer, StopIteration too
             error = caught
             entry = (None, None, {}, caught)

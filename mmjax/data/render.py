@@ -10,6 +10,7 @@ from concurrent.futures import Future
 
 import grain.python as grain
 import numpy as np
+from jaxtyping import Int
 
 from mmjax.data.batch import NO_PRIOR, BatchShape, Item, assemble, capacity, item_size, kinds, slots_of
 from mmjax.data.cleaning import clean_example
@@ -29,6 +30,7 @@ Skip = tuple[str, str]  # reason, message
 TOO_LONG = "longer than a row"
 # Reasons for which an example is noted, but used: a run may have any number of them.
 CUT, UNLEARNT = "cut at the longest example", "nothing left to learn after the cut"
+NOTED = (CUT, UNLEARNT)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,17 +40,15 @@ class Report:
     Args:
       items: examples that were looked at.
       skipped: (reason, message) of each one, or each medium, that was left out or cut.
-      useful, positions: positions of text and source that hold a token, and all of them.
-      media, slots: media slots that hold a medium, and all of them.
+      facts: by name, a number for every row: positions of text and source that hold a token ("useful") and all of them
+        ("positions"), media slots that hold a medium ("media") and all of them ("slots"), each where there are any; and how
+        many examples or media were left out ("skipped") and cut ("cut").
       window, row: where the next batch of a packed stream starts.
     """
 
     items: int
     skipped: tuple[Skip, ...]
-    useful: int
-    positions: int
-    media: int = 0
-    slots: int = 0
+    facts: Mapping[str, Int[np.ndarray, "b"]]
     window: int = 0
     row: int = 0
 
@@ -63,6 +63,7 @@ class Renderer:
       seed: of whatever is drawn, together with the position.
       training: whether images are augmented.
       prior: row of the answer-prior table by prompt text.
+      held: the rows of a batch that are made here, those of this process; None = all.
     """
 
     records: grain.MapDataset
@@ -71,6 +72,7 @@ class Renderer:
     seed: int
     training: bool
     prior: Mapping[str, int] = dataclasses.field(default_factory=lambda: NO_PRIOR)
+    held: tuple[int, ...] | None = None
 
     @functools.cached_property
     def shape(self) -> BatchShape:
@@ -162,22 +164,33 @@ class Renderer:
         return lambda image: change(image, numbers)
 
     def batch(self, rows: list[list[int]], window: int = 0, row: int = 0) -> tuple[Batch, Report]:
-        """Assembles the positions of each row into a batch."""
-        skipped: list[Skip] = []
+        """Assembles the positions of each row that is held here into a batch; media of other rows are not even read."""
+        held = range(self.shape.rows) if self.held is None else self.held
         filled: list[list[Item]] = []
-        for positions in rows:
-            filled.append([])
-            for position in positions:
-                item, reasons = self.item(position)
-                skipped.extend(reasons)
-                if item is not None:
-                    filled[-1].append(item)
-        batch = assemble(filled, self.shape, prior=self.prior)
-        useful = sum(int((text.segments > 0).sum()) for text in (batch.text, batch.source) if text is not None)
-        positions = self.shape.rows * (self.shape.length + self.shape.source_length)
-        media = sum(int(media.mask.sum()) for media in batch.media.values())
-        slots = self.shape.rows * self.shape.media
-        return batch, Report(sum(map(len, rows)), tuple(skipped), useful, positions, media, slots, window, row)
+        skipped: list[list[Skip]] = []
+        chosen = [rows[number] if number < len(rows) else [] for number in held]
+        for positions in chosen:
+            made = [self.item(position) for position in positions]
+            filled.append([item for item, _ in made if item is not None])
+            skipped.append([skip for _, skips in made for skip in skips])
+        batch = assemble(filled, dataclasses.replace(self.shape, rows=len(held)), prior=self.prior)
+        items, facts = sum(map(len, chosen)), _facts(batch, self.shape, skipped)
+        return batch, Report(items, tuple(skip for skips in skipped for skip in skips), facts, window, row)
+
+
+def _facts(batch: Batch, shape: BatchShape, skipped: list[list[Skip]]) -> dict[str, np.ndarray]:
+    """What `Report` tells of every row."""
+    facts = {
+        "skipped": [sum(reason not in NOTED for reason, _ in skips) for skips in skipped],
+        "cut": [sum(reason == CUT for reason, _ in skips) for skips in skipped],
+    }
+    if positions := shape.length + shape.source_length:
+        texts = [text.segments > 0 for text in (batch.text, batch.source) if text is not None]
+        facts |= {"useful": sum(used.sum(1) for used in texts), "positions": [positions] * len(skipped)}
+    if shape.media:
+        used = sum(media.mask.sum(1) for media in batch.media.values())
+        facts |= {"media": used, "slots": [shape.media] * len(skipped)}
+    return {name: np.asarray(numbers, np.int32) for name, numbers in facts.items()}
 
 
 def _cuts(name: str, segments: tuple[TokenisedSegment, ...]) -> Iterator[Skip]:

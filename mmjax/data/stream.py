@@ -15,21 +15,24 @@ from typing import Any
 
 import grain.python as grain
 import jax
+import numpy as np
 from absl import flags
+from jaxtyping import Int
 
 from mmjax.data import packing, records
 from mmjax.data.batch import NO_PRIOR, assemble
 from mmjax.data.config import DataConfig
 from mmjax.data.mixture import mix
 from mmjax.data.processor import Processor
-from mmjax.data.render import CUT, TOO_LONG, UNLEARNT, OnePerRow, Packed, Renderer, Report
+from mmjax.data.render import NOTED, TOO_LONG, OnePerRow, Packed, Renderer, Report
 from mmjax.data.templates import template
 from mmjax.types import Batch, Source, UserError
+from mmjax.types.batch import AnyArray
 
 log = logging.getLogger(__name__)
 
 BROKEN_SHARE, TOO_LONG_SHARE, AT_LEAST = 0.001, 0.1, 10
-NOTED = (CUT, UNLEARNT)
+SHARES = {"fill": ("useful", "positions"), "media_fill": ("media", "slots")}
 READ_THREADS = 2
 # Settings that some runs did not have yet: where they have their defaults, these runs must still find their place.
 YOUNGER = (
@@ -45,16 +48,16 @@ class DataStream:
       fingerprint: hex digest of everything that decides which batch comes when; compare it before resuming.
       skipped: media and examples left out so far.
       reasons: their number by reason, and that of the examples that were cut. The first of each is logged.
-      facts: of the batch given last: the shares of text positions ("fill") and of media slots ("media_fill") that are used, and
-        the numbers of examples that were left out ("skipped") and cut ("cut"), broken media included.
+      facts: of the rows of the batch given last, see `mmjax.data.render.Report`; `totals` sums them up.
     """
 
     def __init__(self, batches: Iterator, structure: Any, fingerprint: str, start: int, position: Mapping[str, int]):
         self._batches, self._structure = batches, structure
         self.fingerprint = fingerprint
         self._position = {"batch": start, **position}
-        self._items = self._useful = self._positions = 0
-        self.facts: dict[str, float] = {}
+        self._items = 0
+        self.facts: Mapping[str, Int[np.ndarray, "b"]] = {}
+        self._sums: collections.Counter[str] = collections.Counter()
         self.reasons: collections.Counter[str] = collections.Counter()
         self._messages: dict[str, str] = {}
 
@@ -71,14 +74,13 @@ class DataStream:
         leaves, report = next(self._batches)
         self._position = {"batch": self._position["batch"] + 1, "window": report.window, "row": report.row}
         self._items += report.items
-        self._useful += report.useful
-        self._positions += report.positions
         for reason, message in report.skipped:
             if reason not in self.reasons:
                 log.warning("data: %s: %s; more of them are counted", reason, message)
                 self._messages[reason] = message
             self.reasons[reason] += 1
-        self.facts = _facts(report)
+        self.facts = report.facts
+        self._sums.update({name: int(numbers.sum()) for name, numbers in report.facts.items()})
         self._check()
         return jax.tree.unflatten(self._structure, leaves)
 
@@ -90,7 +92,7 @@ class DataStream:
     @property
     def fill(self) -> float:
         """Share of the positions of text and source so far that hold a token; 0 without text rows."""
-        return self._useful / self._positions if self._positions else 0.0
+        return self._sums["useful"] / self._sums["positions"] if self._sums["positions"] else 0.0
 
     def position(self) -> dict[str, int]:
         """Where the next batch starts, as JSON: hand it to `make_stream` to go on there without planning earlier windows."""
@@ -113,12 +115,19 @@ class DataStream:
                 raise UserError(f"{self.skipped} of {self._items} examples cannot be used, the limit is {share:.1%}: {table}")
 
 
-def _facts(report: Report) -> dict[str, float]:
-    """What a metrics line says about a batch."""
-    reasons = [reason for reason, _ in report.skipped]
-    shares = {"fill": (report.useful, report.positions), "media_fill": (report.media, report.slots)}
-    counts = {"skipped": sum(reason not in NOTED for reason in reasons), "cut": reasons.count(CUT)}
-    return {**{name: part / whole for name, (part, whole) in shares.items() if whole}, **counts}
+def totals(facts: Mapping[str, Int[AnyArray, "b"]]) -> dict[str, Any]:
+    """What a metrics line says about a batch.
+
+    Args:
+      facts: by row, of this process's or, on devices, of all rows.
+
+    Returns:
+      the shares of text positions ("fill") and of media slots ("media_fill") that are used, where there are any, and the
+      numbers of examples that were left out ("skipped") and cut ("cut"), broken media included.
+    """
+    sums = {name: numbers.sum() for name, numbers in facts.items()}
+    shares = {name: sums[part] / sums[whole] for name, (part, whole) in SHARES.items() if whole in sums}
+    return shares | {name: sums[name] for name in ("skipped", "cut") if name in sums}
 
 
 def make_stream(
@@ -131,6 +140,7 @@ def make_stream(
     open_source: Callable[..., Source] = records.open_source,
     position: Mapping[str, int] | None = None,
     prior: Mapping[str, int] = NO_PRIOR,
+    held: tuple[int, ...] | None = None,
 ) -> DataStream:
     """Opens the sources of a stage and starts reading.
 
@@ -143,6 +153,8 @@ def make_stream(
       open_source: (path, split, limit) -> Source; a fourth argument says where a file has its images.
       position: what `DataStream.position` gave before batch `start`; spares a packed stream the planning of earlier windows.
       prior: row of the answer-prior table by prompt text (`AnswerPrior.prompts`).
+      held: the rows of each batch that this process makes, of `mmjax.parallel.hosts.held_rows`; None = all. Every process
+        reads the texts of all rows, whose lengths it needs to plan them, but the media of its own rows only.
 
     Returns:
       The stream. Batches do not depend on `config.workers`, and `start=k` gives what the stream from 0 gives after k batches.
@@ -159,7 +171,7 @@ def make_stream(
     sizes["longest"] = (config.longest or config.length) if config.too_long == "cut" else 0
     sources = {name: open_source(*source.place) for name, source in config.mixture.items()}
     mixed = mix(sources, config, seed, training)
-    renderer = Renderer(mixed, config, dataclasses.replace(processor, **sizes), seed, training, prior)
+    renderer = Renderer(mixed, config, dataclasses.replace(processor, **sizes), seed, training, prior, held)
     position = dict(position or {})
     if position.get("batch", start) != start:
         raise UserError(f"data position of batch {position['batch']} does not belong to batch {start}")

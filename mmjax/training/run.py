@@ -14,18 +14,17 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
 
 from mmjax.data.prefetch import prefetch
 from mmjax.data.priors import count_answer_prior
 from mmjax.data.processor import Processor
 from mmjax.data.records import open_source
-from mmjax.data.stream import make_stream
+from mmjax.data.stream import make_stream, totals
 from mmjax.evaluation.evaluate import evaluate_model
 from mmjax.evaluation.report import write_report
 from mmjax.evaluation.summary import print_summary
 from mmjax.layers.parameters import Parameters
-from mmjax.parallel.axes import batch_sharding
+from mmjax.parallel.hosts import held_rows, to_devices
 from mmjax.systems.objectives import make_objective
 from mmjax.training import guard
 from mmjax.training.assembly import Assembly, assemble, fill, first_state, stage_seed
@@ -44,7 +43,7 @@ from mmjax.training.state import State
 from mmjax.training.step import make_train_step
 from mmjax.training.watchdog import Watchdog
 from mmjax.training.workdir import check_config, summarise
-from mmjax.types import Batch, UserError
+from mmjax.types import UserError
 from mmjax.types.config import from_config, to_dict
 
 __all__ = ["load_model", "train"]
@@ -177,19 +176,6 @@ class Run:
         experiment, stage = self.experiment, assembly.stage
         checkpoint, start = experiment.checkpoint, int(state.step)
         prompts, table = answer_prior(stage, processor)
-        stream = make_stream(
-            stage.data,
-            processor,
-            stage_seed(experiment.seed, stage.name),
-            start=start,
-            position=record["data"] if record else None,
-            **({"prior": prompts} if prompts else {}),
-        )
-        if record and record["fingerprint"] != stream.fingerprint:
-            raise UserError(
-                f"the data of stage {stage.name!r} are not those that the run in {self.workdir} has used up to step {start} "
-                "(a data set or tokenizer has changed); restore them, or give another --workdir"
-            )
         objective = make_objective(
             stage.objective.name,
             stage.objective.weights,
@@ -199,7 +185,22 @@ class Run:
             prior=table,
         )
         step = make_train_step(assembly.definition, stage, objective, assembly.optimizer, assembly.state, assembly.frozen)
-        with contextlib.closing(stream), prefetch(stream, to_devices(assembly.mesh), stage.data.prefetch) as batches:
+        stream = make_stream(
+            stage.data,
+            processor,
+            stage_seed(experiment.seed, stage.name),
+            start=start,
+            position=record["data"] if record else None,
+            held=held_rows(assembly.mesh, stage.data.rows),
+            **({"prior": prompts} if prompts else {}),
+        )
+        if record and record["fingerprint"] != stream.fingerprint:
+            raise UserError(
+                f"the data of stage {stage.name!r} are not those that the run in {self.workdir} has used up to step {start} "
+                "(a data set or tokenizer has changed); restore them, or give another --workdir"
+            )
+        put, summed = to_devices(assembly.mesh, stage.data.rows), jax.jit(totals)
+        with contextlib.closing(stream), prefetch(stream, put, stage.data.prefetch) as batches:
             with self.goodput.charge("data"):
                 first = next(batches)
             if self.primary:
@@ -222,7 +223,7 @@ class Run:
                 examples=stage.data.rows,
                 record={"fingerprint": stream.fingerprint},
                 position=batches.position,
-                facts=batches.facts,
+                facts=lambda: summed(batches.facts()),
                 check=lambda metrics, step: guard.check(stage.guard, metrics, step, stage=stage.name),
                 evaluate=lambda state, step: evaluator(state, final=False),
                 compilations=step._cache_size,
@@ -302,15 +303,3 @@ def answer_prior(stage: Stage, processor: Processor) -> tuple[dict[str, int], np
     (source,) = stage.data.mixture.values()
     counted = count_answer_prior(open_source(*source.place), source.template, processor, floor=floor)
     return counted.prompts, counted.table
-
-
-def to_devices(mesh: Mesh) -> Any:
-    """Puts a host batch onto the devices of all processes; each host holds the whole batch and gives its devices' rows."""
-    sharding = batch_sharding(mesh)
-
-    def put(batch: Batch) -> Batch:
-        if jax.process_count() == 1:
-            return jax.device_put(batch, sharding)
-        return jax.tree.map(lambda leaf: jax.make_array_from_callback(leaf.shape, sharding, leaf.__getitem__), batch)
-
-    return put

@@ -17,6 +17,7 @@ import pytest
 
 from mmjax.data.config import SourceConfig
 from mmjax.data.exchanges import single_questions
+from mmjax.data.processor import Processor
 from mmjax.data.stream import make_stream
 from mmjax.types import Batch, Example, Medium, Part, Turn, UserError
 
@@ -65,6 +66,28 @@ def test_start_resumes_exactly(either, processor, world):
         assert_same(take(resumed, 3), batches[start : start + 3])
     with pytest.raises(UserError, match="batch 5 .* batch 4"):
         make_stream(either, processor, 3, start=4, position=positions[5], open_source=world)
+
+
+def test_processes_share_a_batch(either, processor, world, monkeypatch):
+    """Each makes its own rows, and never opens the media of the others'; facts and places are those of the whole."""
+    whole = make_stream(either, processor, 3, open_source=world)
+    batches = [next(whole) for _ in range(12)]
+    facts, place = whole.facts, whole.position()
+    whole.close()
+    decoded, image = [], Processor.image
+    monkeypatch.setattr(Processor, "image", lambda *given: decoded.append(0) or image(*given))
+    for held in ((0, 2), (1, 3)):
+        decoded.clear()
+        stream = make_stream(either, processor, 3, open_source=world, held=held)
+        own = [next(stream) for _ in range(12)]
+        stream.close()
+        assert_same(own, [jax.tree.map(lambda leaf: leaf[list(held)], batch) for batch in batches])  # noqa: B023
+        assert stream.fingerprint == whole.fingerprint and stream.position() == place
+        assert {name: numbers.tolist() for name, numbers in stream.facts.items()} == {
+            name: numbers[list(held)].tolist() for name, numbers in facts.items()
+        }
+        shown = sum(int(batch.media["image"].mask.sum()) for batch in batches)
+        assert len(decoded) < 0.75 * shown, "half of the media and those of a few batches read ahead"
 
 
 def test_seeds_differ(either, processor, world):
@@ -303,6 +326,7 @@ import dataclasses, os, sys, time
 sys.path[:0] = [{root!r}, {here!r}]
 from conftest import Sources, make_example, make_tokenizer
 from mmjax.data.config import DataConfig, SourceConfig
+from mmjax.data.processor import Processor
 from mmjax.data.processor import Processor
 from mmjax.data.stream import make_stream
 
