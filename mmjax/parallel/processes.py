@@ -91,7 +91,8 @@ def start(
 
 def several() -> bool:
     """Whether this process has joined others."""
-    return "jax" in sys.modules and sys.modules["jax"].distributed.is_initialized()
+    jax = sys.modules.get("jax")  # a command that was refused at once has not imported it
+    return jax is not None and jax.distributed.is_initialized()
 
 
 @contextlib.contextmanager
