@@ -11,7 +11,9 @@ from launch.command import load_config
 from mmjax.data.batch import BatchShape, Item, assemble
 from mmjax.data.processor import Processor
 from mmjax.data.templates import TEMPLATES
-from mmjax.training.plan import batch_shapes, missing_data, print_plan, runs_of, show_row, stage_parts
+from mmjax.training.plan.program import batch_shapes
+from mmjax.training.plan.row import missing_data, runs_of, show_row
+from mmjax.training.plan.show import show, stage_parts
 from mmjax.training.stage import Experiment
 from mmjax.types import Example, Medium, Part, Turn
 from mmjax.types.config import from_config
@@ -41,7 +43,7 @@ def test_without_data_the_plan_says_what_is_missing(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert missing_data(run, run.stages[name])[0] == "data/shapes"
     out = io.StringIO()
-    print_plan(run, [name], Console(file=out, width=120))
+    show(run, [name], None, console=Console(file=out, width=120))
     assert "no row is shown: data/shapes" in out.getvalue()
     assert f"stages.{name}.data.longest = 0" in out.getvalue() and "connectors.image" in out.getvalue()
 

@@ -1,4 +1,4 @@
-"""What a stage will do, before anything is there: its parts from shapes alone, and one row of its data where there are any."""
+"""One row of a stage's data, as people can read it: its segments, its images, and what is learnt."""
 
 from __future__ import annotations
 
@@ -8,25 +8,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 from rich.console import Console
 from rich.text import Text
 
-from mmjax.data.batch import BatchShape, assemble
 from mmjax.data.processor import Processor
 from mmjax.data.stream import make_stream
-from mmjax.parallel.mesh import make_mesh
-from mmjax.systems.objectives import make_objective
-from mmjax.training import assembly
 from mmjax.training.assembly import stage_seed
 from mmjax.training.load import stage_processor
-from mmjax.training.parts import Part, parts_table, print_parts, step_flops
 from mmjax.training.stage import Experiment, Stage
-from mmjax.training.step import make_train_step
 from mmjax.types import Batch
 from mmjax.types import Text as Rows
-from mmjax.types.config import to_text
 
 WINDOW = 256  # examples from which the shown row is packed: planning a whole window takes longer than anybody waits
 LEARNT = ("⟦", "⟧")  # around what has a loss
@@ -49,48 +41,16 @@ class Run:
     positions: list[int]
 
 
-def print_plan(experiment: Experiment, names: list[str], console: Console | None = None) -> None:
-    """Prints the resolved config, then of each of these stages the parts table and a row of its data.
-
-    Raises:
-      UserError: the parts, the rules or the data do not fit.
-    """
-    console = console or Console()
-    chosen = dataclasses.replace(experiment, stages={name: experiment.stages[name] for name in names})
-    console.print(Text(to_text(chosen)))
-    for name in names:
-        stage = experiment.stages[name]
-        console.rule(name)
-        print_parts(stage_parts(experiment, stage), console)
-        if missing := missing_data(experiment, stage):
-            console.print(f"no row is shown: {', '.join(missing)} not there")
-        else:
-            processor = stage_processor(experiment, stage)
-            batch = first_row(experiment, stage, processor)
-            packed = f", packed from {WINDOW} examples" if stage.data.pack else ""
-            console.print(f"one row of the data{packed}; {''.join(LEARNT)} is learnt:")
-            for number, line in show_row(batch, processor):
-                console.print(Text(f"{number:3} "), line, sep="")
-
-
-def stage_parts(experiment: Experiment, stage: Stage) -> dict[str, Part]:
-    """The parts table of a stage as one device would have it, from shapes alone."""
-    made = assembly.assemble(experiment, stage, make_mesh({}, jax.local_devices()[:1]))
-    config = stage.objective
-    objective = make_objective(
-        config.name, config.weights, label_smoothing=config.label_smoothing, chunk=config.chunk, positives=config.positives
-    )
-    step = make_train_step(made.definition, stage, objective, made.optimizer, made.state, made.frozen)
-    flops = step_flops(made.definition, stage, objective, step, made.state, made.frozen, batch_shapes(stage))
-    return parts_table(made.definition, made.state, made.frozen, made.shardings, flops)
-
-
-def batch_shapes(stage: Stage) -> Batch:
-    """A stage's batch without its arrays."""
-    names = {field.name for field in dataclasses.fields(BatchShape)}
-    sizes = {name: value for name, value in vars(stage.data).items() if name in names}
-    one = assemble([], BatchShape(**{**sizes, "rows": 1}))
-    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((stage.data.rows, *leaf.shape[1:]), leaf.dtype), one)
+def print_row(experiment: Experiment, stage: Stage, console: Console) -> None:
+    """Prints a row of a stage's data, or what is missing for it."""
+    if missing := missing_data(experiment, stage):
+        return console.print(f"no row is shown: {', '.join(missing)} not there")
+    processor = stage_processor(experiment, stage)
+    batch = first_row(experiment, stage, processor)
+    packed = f", packed from {WINDOW} examples" if stage.data.pack else ""
+    console.print(f"one row of the data{packed}; {''.join(LEARNT)} is learnt:")
+    for number, line in show_row(batch, processor):
+        console.print(Text(f"{number:3} "), line, sep="")
 
 
 def missing_data(experiment: Experiment, stage: Stage) -> list[str]:
