@@ -7,15 +7,18 @@
 #   launch/local.sh generate --image=F --prompt=… [--model=DIR]     default: the last run
 #   launch/local.sh chat [--model=DIR] [--port=N]                   default: the last run
 #   launch/local.sh serve [--model=DIR] [--template=T] …            an OpenAI-style endpoint; default: the last run
-#   launch/local.sh convert | prepare …                             see python -m launch.VERB --help
+#   launch/local.sh convert | prepare | cluster …                   see python -m launch.VERB --help
 #   launch/local.sh test [pytest arguments]
 #   launch/local.sh install                                         only makes .venv, with what the tests need
 #
 # Paths are relative to the top of the repository. PYTHON=/path/to/python chooses the interpreter of a new .venv.
+# ACCELERATOR=tpu or cuda installs JAX for it too; `install` then leaves out what only tests need.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 readonly DEFAULT_CONFIG=experiments/blip2/shapes.py
+readonly ACCELERATOR=${ACCELERATOR:-}
+readonly REQUIREMENTS=(requirements.txt ${ACCELERATOR:+"requirements-$ACCELERATOR.txt"})
 readonly STAMP=.venv/.requirements UNFINISHED=.venv/.installing LOG=.venv/install.log
 
 fail() {
@@ -91,7 +94,8 @@ last_run() {
   cat runs/.last 2>/dev/null || fail "there is no run yet: launch/local.sh train makes one, or name a directory with --model=DIR"
 }
 
-[ $# -gt 0 ] || fail "name a verb: train, evaluate, plan, generate, chat, serve, convert, prepare, test or install (see the top of launch/local.sh)"
+[ -f "${REQUIREMENTS[${#REQUIREMENTS[@]} - 1]}" ] || fail "ACCELERATOR=$ACCELERATOR: expected tpu or cuda"
+[ $# -gt 0 ] || fail "name a verb: train, evaluate, plan, generate, chat, serve, convert, prepare, cluster, test or install (see the top of launch/local.sh)"
 verb=$1
 shift
 case $verb in
@@ -115,15 +119,19 @@ case $verb in
   plan)
     flag config "$@" >/dev/null || set -- --config="$DEFAULT_CONFIG" "$@"
     ;;
-  convert | prepare) ;;
+  convert | prepare | cluster) ;;
   install | test)
-    install requirements.txt requirements-test.txt
+    if [ "$verb" = install ] && [ -n "$ACCELERATOR" ]; then
+      install "${REQUIREMENTS[@]}"
+    else
+      install "${REQUIREMENTS[@]}" requirements-test.txt
+    fi
     [ "$verb" = test ] || exit 0
     exec .venv/bin/python -m pytest -n 2 "$@"
     ;;
-  *) fail "no verb $verb; there is train, evaluate, plan, generate, chat, serve, convert, prepare, test and install" ;;
+  *) fail "no verb $verb; there is train, evaluate, plan, generate, chat, serve, convert, prepare, cluster, test and install" ;;
 esac
-install requirements.txt
+install "${REQUIREMENTS[@]}"
 if [ "$verb" = train ]; then
   mkdir -p runs
   echo "$workdir" >runs/.last

@@ -78,6 +78,16 @@ def test_the_tests_need_more_and_changed_requirements_are_installed(tree):
     assert calls(tree) == [PIP, TRAIN]
 
 
+def test_a_host_with_accelerators_gets_their_jax_and_no_tests(tree):
+    (tree / "requirements-tpu.txt").write_text("jax for TPUs\n")
+    assert local(tree, "install", ACCELERATOR="tpu").returncode == 0
+    assert calls(tree) == ["venv", f"{PIP} --requirement=requirements-tpu.txt"]
+    assert local(tree, "train", ACCELERATOR="tpu").returncode == 0
+    assert calls(tree) == [TRAIN]
+    done = local(tree, "install", ACCELERATOR="npu")
+    assert (done.returncode, done.stderr) == (2, "error: ACCELERATOR=npu: expected tpu or cuda\n")
+
+
 def test_an_interrupted_installation_is_repaired(tree):
     (tree / "hang").touch()
     assert local(tree, "train").returncode == -9

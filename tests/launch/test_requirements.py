@@ -7,6 +7,8 @@ import tomllib
 from importlib.metadata import packages_distributions
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -15,9 +17,10 @@ def requirements(file: str) -> list[str]:
     return [line.split("#")[0].strip() for line in lines if re.match(r"\w", line)]
 
 
-def test_the_extra_for_tests_is_the_requirements_file():
+@pytest.mark.parametrize("extra", ["test", "tpu", "cuda"])
+def test_an_extra_is_its_requirements_file(extra):
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    assert project["optional-dependencies"]["test"] == requirements("requirements-test.txt")
+    assert project["optional-dependencies"][extra] == requirements(f"requirements-{extra}.txt")
 
 
 def test_torch_is_pinned():
