@@ -10,9 +10,18 @@ cd "$(dirname "${BASH_SOURCE[0]}")"
 
 # cloud.sh
 
-# "NAME STATUS" of every host; nothing when there is no group.
+# "NAME STATUS" of every host; nothing when there is no group. Fails when nobody can tell.
 hosts() {
-  gcloud compute instance-groups managed list-instances "$NAME" --zone="$ZONE" --format='value(name,instanceStatus)' 2>/dev/null || true
+  local group
+  group=$(gcloud compute instance-groups managed list --zones="$ZONE" --filter="name=$NAME" --format='value(name)') || return
+  if [ -n "$group" ]; then
+    gcloud compute instance-groups managed list-instances "$NAME" --zone="$ZONE" --format='value(name,instanceStatus)'
+  fi
+}
+
+# "4 RUNNING", or "1 RUNNING 3 STAGING".
+state() {
+  hosts | awk '{ print ($2 ? $2 : "WAITING") }' | sort | uniq -c | xargs
 }
 
 start() {
@@ -56,9 +65,10 @@ if [ "${1:-}" = stop ]; then
   stop
   exit
 fi
+state >/dev/null # no login, no project: better now than in the loop, which is patient
 last=""
 while true; do
-  now=$(hosts | awk '{ print ($2 ? $2 : "WAITING") }' | sort | uniq -c | xargs)
+  now=$(state) || now="cannot be asked"
   [ "$now" = "$last" ] || say "${now:-no group}"
   last=$now
   case $now in

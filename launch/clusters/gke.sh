@@ -22,8 +22,9 @@ stop() {
   kubectl delete jobset "$NAME"
 }
 
+# "NAME", "NAME Completed" or "NAME Failed"; nothing when there is no JobSet. Fails when nobody can tell.
 state() {
-  kubectl get jobset "$NAME" --output=jsonpath='{.status.terminalState}' 2>/dev/null || echo none
+  kubectl get jobset "$NAME" --ignore-not-found --output=jsonpath='{.metadata.name} {.status.terminalState}'
 }
 
 # Tells why a JobSet failed, with the last lines of every host that did, and ends with the first one's exit code.
@@ -39,23 +40,25 @@ if [ "${1:-}" = stop ]; then
   stop
   exit
 fi
-case $(state) in
-  none) start ;;
-  Completed | Failed) # of an earlier call
+now=$(state)
+case $now in
+  "") start ;;
+  *Completed | *Failed) # of an earlier call
     stop
     start
     ;;
 esac
 last=""
 while true; do
-  case $(state) in
-    Completed)
+  case $(state || true) in
+    *Completed)
       say "the run is done"
       exit
       ;;
-    Failed) explain ;;
+    *Failed) explain ;;
   esac
-  pod=$(kubectl get pods --selector="$FIRST" --output=jsonpath='{range .items[*]}{.metadata.name} {.status.phase}{end}')
+  pod=$(kubectl get pods --selector="$FIRST" --output=jsonpath='{range .items[*]}{.metadata.name} {.status.phase}{end}') ||
+    pod="cannot be asked"
   [ "$pod" = "$last" ] || say "process 0: ${pod:-waiting for Kueue}"
   last=$pod
   if [[ "$pod" = *" Running" ]]; then kubectl logs --follow --container=train "${pod% *}" || true; fi

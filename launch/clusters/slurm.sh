@@ -33,7 +33,11 @@ log=$DIRECTORY/slurm-$job.log
 say "job $job, log $log"
 tail --lines=+1 --follow=name --retry "$log" 2>/dev/null &
 trap 'kill %1' EXIT
-until [ -e "$log.code" ] || [ -z "$(squeue --noheader --jobs="$job" --format=%A 2>/dev/null)" ]; do sleep 10; done
+until [ -e "$log.code" ]; do
+  left=$(squeue --noheader --me --name="$NAME" --format=%A) || left="cannot be asked"
+  [ -n "$left" ] || break
+  sleep 10
+done
 sleep 2 # the last lines
 code=$(cat "$log.code" 2>/dev/null || echo 1)
 say "job $job has ended with exit code $code"

@@ -10,8 +10,11 @@ cd "$(dirname "${BASH_SOURCE[0]}")"
 
 # cloud.sh
 
+# Of the request; NONE when there is none. Fails when nobody can tell.
 state() {
-  gcloud compute tpus queued-resources describe "$NAME" --zone="$ZONE" --format='value(state.state)' 2>/dev/null || echo NONE
+  local found
+  found=$(gcloud compute tpus queued-resources list --zone="$ZONE" --filter="name~/$NAME\$" --format='value(state.state)') || return
+  echo "${found:-NONE}"
 }
 
 start() {
@@ -31,9 +34,10 @@ if [ "${1:-}" = stop ]; then
   stop
   exit
 fi
+state >/dev/null # no login, no project: better now than in the loop, which is patient
 last=""
 while true; do
-  now=$(state)
+  now=$(state) || now="cannot be asked"
   [ "$now" = "$last" ] || say "$now"
   last=$now
   case $now in
