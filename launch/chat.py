@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from absl import flags
 
@@ -36,13 +36,13 @@ def main() -> None:
     remembers(TEMPLATE.value)  # a name that is none is refused at once
     one_at_a_time = threading.Lock()
 
-    def answer(said: Sequence[Said]) -> str:
+    def answer(said: Sequence[Said]) -> Iterator[str]:
         if remembers(template):
             example = example_of(said)
         else:
             example = question_of(said, PROMPT.value if template is None else "{}")
         with one_at_a_time:
-            return str(mmjax.generate(model, example, template=template, max_new_tokens=MAX_NEW_TOKENS.value)[0])
+            yield from mmjax.generate(model, example, template=template, max_new_tokens=MAX_NEW_TOKENS.value, stream=True)
 
     with Server(PORT.value, answer) as server:
         import mmjax

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import errno
 import html
+import itertools
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -56,7 +58,8 @@ class Server(ThreadingHTTPServer):
 
     Args:
       port: 0 takes any free one; `server_port` tells which.
-      answer: conversation, which a question ends -> answer; called from several threads. Its UserErrors are shown.
+      answer: conversation, which a question ends -> pieces of the answer, shown as they come; called from several threads.
+        Its UserErrors before the first piece are shown.
 
     `note`, which may be set later, is shown on top of the page.
 
@@ -67,7 +70,7 @@ class Server(ThreadingHTTPServer):
     daemon_threads = True
     note = ""
 
-    def __init__(self, port: int, answer: Callable[[Sequence[Said]], str]):
+    def __init__(self, port: int, answer: Callable[[Sequence[Said]], Iterable[str]]):
         self.answer = answer
         try:
             super().__init__(("127.0.0.1", port), _Handler)
@@ -101,7 +104,7 @@ def _said(role: str, text: str, picture: Any = None) -> Said:
 
 
 class _Handler(BaseHTTPRequestHandler):
-    """GET / gives the page; POST /ask with a conversation as its body gives the answer as text."""
+    """GET / gives the page; POST /ask with a conversation as its body streams the answer as text."""
 
     server: Server
     timeout = 10  # seconds of silence after which a connection is dropped
@@ -123,16 +126,30 @@ class _Handler(BaseHTTPRequestHandler):
             self._reply(413, f"send a conversation of at most {MAX_BODY:,} bytes".encode())
         else:
             try:
-                self._reply(200, self.server.answer(read_conversation(self.rfile.read(int(length)))).encode())
+                pieces = iter(self.server.answer(read_conversation(self.rfile.read(int(length)))))
+                first = next(pieces, "")
             except UserError as error:
                 self._reply(400, str(error).encode())
+            else:
+                self._stream(itertools.chain([first], pieces))
+
+    def _stream(self, pieces: Iterable[str]):
+        """Sends each piece at once; the end of the connection ends the answer."""
+        self._begin(200, "text/plain")
+        with contextlib.suppress(ConnectionError):  # the page was closed: nobody reads on
+            for piece in pieces:
+                self.wfile.write(piece.encode())
 
     def _reply(self, status: int, body: bytes, kind: str = "text/plain"):
+        self._begin(status, kind, length=len(body))
+        self.wfile.write(body)
+
+    def _begin(self, status: int, kind: str, length: int | None = None):
         self.send_response(status)
         self.send_header("Content-Type", f"{kind}; charset=utf-8")
-        self.send_header("Content-Length", str(len(body)))
+        if length is not None:
+            self.send_header("Content-Length", str(length))
         self.end_headers()
-        self.wfile.write(body)
 
     def log_message(self, format: str, *args):
         """Requests are not logged: the page is for one user."""

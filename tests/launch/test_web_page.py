@@ -60,6 +60,25 @@ def test_the_page_and_answers(ask):
     assert ask("POST", "/ask", further) == (200, "a 2 b 0 c 0 ü")
 
 
+def test_an_answer_is_sent_as_it_comes():
+    """The first piece is read while the second is not made yet."""
+    read = threading.Event()
+
+    def slow(said):
+        yield "first "
+        assert read.wait(10)
+        yield "second"
+
+    with Server(0, slow) as server:
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        request = urllib.request.Request(f"http://127.0.0.1:{server.server_port}/ask", talk(("user", "a", None)), JSON)
+        with urllib.request.urlopen(request, timeout=10) as reply:
+            assert reply.read1() == b"first "
+            read.set()
+            assert reply.read() == b"second"
+        server.shutdown()
+
+
 @pytest.mark.parametrize(
     ("method", "path", "body", "headers", "status"),
     [
