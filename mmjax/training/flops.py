@@ -1,6 +1,7 @@
 """Matrix FLOPs, counted in the traced program: exact for scans and rematerialisation, where the compiler's own count is not.
 
-A multiply-add counts as two. Dead code is removed first, as the compiler does. Elementwise work is not counted.
+A multiply-add counts as two. Dead code is removed first, as the compiler does. Elementwise work is not counted. A Pallas kernel
+counts at every point of its grid, those included that it passes over when it runs.
 """
 
 from __future__ import annotations
@@ -93,4 +94,19 @@ def _convolution(equation: Any) -> int:
     return 2 * math.prod(equation.outvars[0].aval.shape) * window // equation.params["batch_group_count"]
 
 
-OPERATIONS: dict[str, Callable[[Any], int]] = {"dot_general": _dot_general, "conv_general_dilated": _convolution}
+def _cudnn(products: int) -> Callable[[Any], int]:
+    """cuDNN's fused attention over whole rows, of so many matrix products; query and key [b t heads head_dim]."""
+
+    def flops(equation: Any) -> int:
+        query, key = (variable.aval.shape for variable in equation.invars[:2])
+        return products * 2 * math.prod(query) * key[1]
+
+    return flops
+
+
+OPERATIONS: dict[str, Callable[[Any], int]] = {
+    "dot_general": _dot_general,
+    "conv_general_dilated": _convolution,
+    "dot_product_attention_fwd_wrapper": _cudnn(2),
+    "dot_product_attention_bwd_wrapper": _cudnn(5),  # the scores again, and four gradients
+}

@@ -13,7 +13,11 @@ from rich.console import Console
 from rich.table import Table
 
 from mmjax.parallel.mesh import describe
+from mmjax.parallel.topology import Topology
+from mmjax.training.plan.search import Candidate
 from mmjax.training.plan.stage_plan import RESERVE, Plan
+
+Ranking = list[tuple[Candidate, Plan]]
 
 MANY = 8  # kinds of collectives that are shown
 
@@ -42,9 +46,11 @@ def plan_json(plan: Plan) -> dict[str, Any]:
     }
 
 
-def write_json(plans: Mapping[str, Plan], path: Path) -> None:
-    """Writes the plan of one stage, or of several by their names."""
+def write_json(plans: Mapping[str, Plan], path: Path, found: Mapping[str, Ranking] | None = None) -> None:
+    """Writes the plan of one stage, or of several by their names; `found` are other ways to run them, the best first."""
     values = {name: plan_json(plan) for name, plan in plans.items()}
+    for name, ranking in (found or {}).items():
+        values[name]["search"] = [{"changes": each.changes, **plan_json(plan), "parts": None} for each, plan in ranking]
     single = next(iter(values.values()))
     several = {"fits": all(plan.fits for plan in plans.values()), "stages": values}
     path.write_text(json.dumps(single if len(values) == 1 else several, indent=2) + "\n")
@@ -73,6 +79,23 @@ def print_plan(plan: Plan, console: Console) -> None:
     console.print(
         f"at that time {utilisation:.0%} of the chips' {chip.flops / 1e12:g} TFLOP/s would be useful work", soft_wrap=True
     )
+
+
+def print_ranking(ranking: Ranking, console: Console) -> None:
+    """Prints what a search has compiled, the best first."""
+    table = Table("", "s a step", "bound", "GiB of a chip", "flags", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for number, (candidate, plan) in enumerate(ranking, 1):
+        seconds = f"{plan.roofline.seconds:.3g}" if plan.fits else "does not fit"
+        flags = "\n".join(candidate.changes) or "the config as it is"
+        table.add_row(str(number), seconds, plan.roofline.bound, f"{plan.needed / 2**30:.2f}", flags)
+    console.print(table if ranking else "nothing that divides the rows and widths could fit", soft_wrap=True)
+
+
+def print_changes(candidates: list[Candidate], topology: Topology, console: Console) -> None:
+    """Prints the smallest change with which a stage could fit."""
+    flags = " ".join(candidates[0].changes) if candidates else ""
+    bigger = f"no change of mesh, remat or accumulation makes it fit: take a larger slice than {topology}"
+    console.print(f"the smallest change that could make it fit: {flags}" if flags else bigger, soft_wrap=True)
 
 
 def verdict(plan: Plan) -> str:

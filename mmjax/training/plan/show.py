@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,9 +16,10 @@ from rich.text import Text
 from mmjax.parallel.topology import Topology
 from mmjax.training.parts import Part, parts_table, print_parts, step_flops
 from mmjax.training.plan.program import make_program
-from mmjax.training.plan.report import print_plan, write_json
+from mmjax.training.plan.report import print_changes, print_plan, print_ranking, verdict, write_json
 from mmjax.training.plan.row import print_row
-from mmjax.training.plan.stage_plan import make_plan
+from mmjax.training.plan.search import Candidate, could_fit, search
+from mmjax.training.plan.stage_plan import Plan, make_plan
 from mmjax.training.stage import Experiment, Stage
 from mmjax.types.config import to_text
 
@@ -27,20 +29,22 @@ def show(
     names: list[str],
     topology: Topology | None,
     file: Path | None = None,
+    search_seconds: float = 0.0,
     console: Console | None = None,
 ) -> bool:
     """Prints the resolved config and these stages, and with a topology compiles each of them.
 
     Args:
       file: where the plans are also written as JSON.
+      search_seconds: compile other ways to run the stages too, and begin no further one after so long; 0 = do not.
 
     Returns:
-      Whether all stages fit; True without a topology.
+      Whether all stages fit, in one of the ways that were tried; True without a topology.
 
     Raises:
       UserError: the parts, the rules, the mesh or the data do not fit.
     """
-    console, plans = console or Console(), {}
+    console, plans, found = console or Console(), {}, {}
     console.print(Text(to_text(dataclasses.replace(experiment, stages={name: experiment.stages[name] for name in names}))))
     for name in names:
         stage = experiment.stages[name]
@@ -52,11 +56,17 @@ def show(
                 plans[name] = make_plan(experiment, stage, topology)
             print_parts(plans[name].parts, console)
         print_row(experiment, stage, console)
-        if name in plans:
-            print_plan(plans[name], console)
+        if topology is None:
+            continue
+        print_plan(plans[name], console)
+        if search_seconds:
+            found[name] = searched(experiment, stage, topology, search_seconds)
+            print_ranking(found[name], console)
+        elif not plans[name].fits:
+            print_changes(could_fit(experiment, plans[name]), topology, console)
     if file is not None and plans:
-        write_json(plans, file)
-    return all(plan.fits for plan in plans.values())
+        write_json(plans, file, found)
+    return all(plan.fits or any(other.fits for _, other in found.get(name, ())) for name, plan in plans.items())
 
 
 def stage_parts(experiment: Experiment, stage: Stage) -> dict[str, Part]:
@@ -65,6 +75,21 @@ def stage_parts(experiment: Experiment, stage: Stage) -> dict[str, Part]:
     made = program.assembly
     flops = step_flops(made.definition, stage, program.objective, program.step, made.state, made.frozen, program.batch)
     return parts_table(made.definition, made.state, made.frozen, made.shardings, flops)
+
+
+def searched(experiment: Experiment, stage: Stage, topology: Topology, seconds: float) -> list[tuple[Candidate, Plan]]:
+    """Searches, with a bar on stderr: how much of the time is gone, and what is compiled."""
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
+        began, task = time.monotonic(), progress.add_task("searching", total=seconds)
+
+        def report(candidate: Candidate, plan: Plan | None) -> None:
+            what = " ".join(candidate.changes) or "the config as it is"
+            progress.update(task, completed=time.monotonic() - began, description=what)
+            if not console.is_terminal:
+                console.print(f"compiling {what} …" if plan is None else verdict(plan), soft_wrap=True)
+
+        return search(experiment, stage, topology, seconds=seconds, report=report)
 
 
 @contextlib.contextmanager
