@@ -17,7 +17,7 @@ from launch.clusters.job import Job, check_name, check_workdir
 from launch.clusters.render import render
 from mmjax.types.errors import UserError
 
-GCLOUD = "the Google Cloud CLI, https://cloud.google.com/sdk/docs/install"
+GCLOUD = "install the Google Cloud CLI, https://cloud.google.com/sdk/docs/install"
 IMAGE = "docker.io/library/python:3.12"
 LOG = "/var/log/mmjax.log"  # of a host; the number of its process and, at last, the exit code stand beside it
 
@@ -29,8 +29,8 @@ class Engine:
     Attributes:
       what: in words.
       settings: the settings of its files; raises UserError for a job that it cannot run.
-      programs: what its script calls, and where to get it.
-      files: the templates besides ENGINE.sh and host.sh.
+      programs: what its script calls, and how to get it.
+      files: the templates besides ENGINE.sh; a YAML holds host.sh itself.
       needs: flags that must be given.
       takes: further flags that mean something to it.
       longest_name: in characters, as far as the engine says.
@@ -135,6 +135,7 @@ ENGINES = {
         "Compute Engine managed instance group",
         _gce,
         {"gcloud": GCLOUD},
+        ("host.sh",),
         needs=("zone",),
         takes=("spot", "keep", "options"),
     ),
@@ -142,6 +143,7 @@ ENGINES = {
         "TPU VMs by queued resources",
         _tpu_vm,
         {"gcloud": GCLOUD},
+        ("host.sh",),
         needs=("zone",),
         takes=("spot", "keep", "options"),
     ),
@@ -158,8 +160,8 @@ ENGINES = {
     "slurm": Engine(
         "Slurm",
         _slurm,
-        {"sbatch": "the clients of Slurm, or run this on the cluster's login node"},
-        ("slurm_batch.sh",),
+        {"sbatch": "launch from the cluster's login node, which has it"},
+        ("host.sh", "slurm_batch.sh"),
         takes=("options",),
         bucket=False,
         host={"RESTARTS": "", "LOG": "", "FETCH_PYTHON": False},
@@ -208,15 +210,15 @@ def fill(engine: str, job: Job) -> dict[str, str]:
         **about.settings(job),
     }
     host = render("host.sh", {**settings, **about.host})
-    others = {file: render(file, {**settings, "host.sh": host}) for file in about.files}
-    return {"run.sh": render(f"{engine}.sh", settings), "host.sh": host, **others}
+    others = {file: host if file == "host.sh" else render(file, {**settings, "host.sh": host}) for file in about.files}
+    return {"run.sh": render(f"{engine}.sh", settings), **others}
 
 
 def check_programs(engine: str) -> None:
     """Raises UserError when a program that an engine's script calls is not on this machine."""
-    for program, where in ENGINES[engine].programs.items():
+    for program, how in ENGINES[engine].programs.items():
         if not shutil.which(program):
-            raise UserError(f"--engine={engine} needs {program}: install {where}; --print_only shows everything without it")
+            raise UserError(f"--engine={engine} needs {program}: {how}; --print_only shows everything without it")
 
 
 def start(files: Mapping[str, str], directory: Path) -> int:

@@ -206,7 +206,7 @@ def test_a_program_that_is_not_here_is_named(monkeypatch, tmp_path):
     (tmp_path / "gcloud").write_text("#!/bin/sh\n")
     (tmp_path / "gcloud").chmod(0o755)
     check_programs("tpu_vm")
-    with pytest.raises(UserError, match="needs kubectl: install gcloud components install kubectl"):
+    with pytest.raises(UserError, match="needs kubectl: gcloud components install kubectl"):
         check_programs("gke")
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
 import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -310,3 +313,36 @@ def test_gcloud_knows_every_command_and_flag(world, monkeypatch):
         done = subprocess.run([GCLOUD, *words], cwd=world / "run", capture_output=True, text=True, timeout=120)
         newer = "--target-size-policy-mode flag is available in one or more alternate release tracks" in done.stderr
         assert done.returncode == 0 or "do not currently have an active account" in done.stderr or newer, (words, done.stderr)
+
+
+@pytest.mark.heavy
+def test_a_host_really_trains_saves_and_resumes(tmp_path, monkeypatch):
+    """No fake but the engine: the archive of this checkout, the real `launch.train`, and a SIGTERM in the middle of it."""
+    code = archive.find(ROOT, dirty=True)
+    train = ("--config=experiments/blip2/shapes.py", "--stage=lm", "--config.stages.lm.steps=60", "--config.stages.lm.log_every=1")
+    job = Job("r", parse("gpu:1"), "/shared/r", train, code.revision)
+    host = tmp_path / "host.sh"
+    host.write_text(fill("slurm", job)["host.sh"].replace("/shared/", f"{tmp_path}/shared/"))
+    checkout = tmp_path / "shared/r/code" / code.revision
+    checkout.mkdir(parents=True)
+    subprocess.run(["tar", "-xzf", archive.write(ROOT, code, tmp_path), "-C", checkout], check=True)
+    (checkout / ".venv").symlink_to(Path(sys.executable).parents[1])
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    prepare = [sys.executable, "-m", "launch.prepare", "--dataset=shapes", "--out=data/shapes", "--limit=300"]
+    subprocess.run(prepare, cwd=checkout, check=True)
+
+    def steps() -> list[int]:
+        lines = metrics.read_text().splitlines() if metrics.exists() else []
+        return [json.loads(line)["step"] for line in lines if '"train/loss"' in line]
+
+    metrics = tmp_path / "shared/r/metrics.jsonl"
+    process = subprocess.Popen(["bash", host, "train"])
+    while len(steps()) < 5:
+        assert process.poll() is None
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=120) == 143
+    before = steps()
+    assert before == list(range(1, len(before) + 1)) and len(before) < 60
+    assert subprocess.run(["bash", host, "train"], timeout=300).returncode == 0
+    assert steps() == list(range(1, 61)), "the second call goes on where the first has saved"
