@@ -319,7 +319,8 @@ def test_gcloud_knows_every_command_and_flag(world, monkeypatch):
 def test_a_host_really_trains_saves_and_resumes(tmp_path, monkeypatch):
     """No fake but the engine: the archive of this checkout, the real `launch.train`, and a SIGTERM in the middle of it."""
     code = archive.find(ROOT, dirty=True)
-    train = ("--config=experiments/blip2/shapes.py", "--stage=lm", "--config.stages.lm.steps=60", "--config.stages.lm.log_every=1")
+    settings = ("--config.stages.lm.steps=60", "--config.stages.lm.log_every=1")
+    train = ("--config=experiments/blip2/shapes.py", "--stage=lm", *settings)
     job = Job("r", parse("gpu:1"), "/shared/r", train, code.revision)
     host = tmp_path / "host.sh"
     host.write_text(fill("slurm", job)["host.sh"].replace("/shared/", f"{tmp_path}/shared/"))
