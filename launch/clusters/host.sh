@@ -6,7 +6,8 @@
 #   host.sh train      only trains
 #
 # Training ends with 0 (done), 2 (a mistake that only the user can mend), 143 (asked to stop, and saved) or another code (a
-# failure). RESTARTS is how often a failed run is started again here; empty where the engine itself does it.
+# failure). RESTARTS is how often a failed run is started again here, counted anew when it has lasted an hour; empty where the
+# engine itself does it.
 set -euo pipefail
 # settings
 export ACCELERATOR HOME="${HOME:-/root}" # the start-up scripts of machines have no HOME
@@ -44,7 +45,7 @@ fetch_python() {
 }
 
 train() {
-  local code failures=0 arguments=("${TRAIN[@]}" "--workdir=$WORKDIR")
+  local code began failures=0 arguments=("${TRAIN[@]}" "--workdir=$WORKDIR")
   # SkyPilot tells machines with GPUs of one another; TPUs, GKE and Slurm are found by JAX itself.
   if [ "$ACCELERATOR" = cuda ] && [ "${SKYPILOT_NUM_NODES:-1}" -gt 1 ]; then
     arguments+=("--coordinator=${SKYPILOT_NODE_IPS%%$'\n'*}:8476" "--num_processes=$SKYPILOT_NUM_NODES")
@@ -53,14 +54,17 @@ train() {
   cd "$CODE"
   while true; do
     code=0
+    began=$SECONDS
     run .venv/bin/python -m launch.train "${arguments[@]}" || code=$?
     if [ "$code" -eq 0 ] || [ "$code" -eq 2 ] || [ -z "$RESTARTS" ] || [ -n "$stopping" ]; then return "$code"; fi
+    [ $((SECONDS - began)) -lt 3600 ] || failures=0
     if [ "$code" -ne 143 ]; then
       [ "$failures" -lt "$RESTARTS" ] || return "$code"
       failures=$((failures + 1))
     fi
     say "training ended with exit code $code; it resumes (failure $failures of $RESTARTS)"
     sleep 10
+    [ -z "$stopping" ] || return 143
   done
 }
 

@@ -186,6 +186,15 @@ def test_the_exit_code_says_whether_training_resumes(world, plan, fields, code, 
     assert f"r: the run has ended with exit code {code}" in done.stderr
 
 
+def test_failures_are_counted_anew_after_an_hour(world):
+    launched(world, "tpu_vm", "v5e:4x4", "0", **TPU_VM)
+    host = world / "run/host.sh"
+    host.write_text(host.read_text().replace("-lt 3600", "-lt 0"))
+    (world / "plan").write_text("1\n" * 6 + "0\n")
+    assert run(world).returncode == 0
+    assert len(calls(world, "train")) == 1 + 7
+
+
 def test_slices_that_are_taken_away_are_asked_for_again(world):
     done = launched(world, "tpu_vm", "v5e:4x4*2", "preempted 0", **TPU_VM, spot=True)
     assert done.returncode == 0, done.stderr
