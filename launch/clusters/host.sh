@@ -51,6 +51,8 @@ train() {
     arguments+=("--coordinator=${SKYPILOT_NODE_IPS%%$'\n'*}:8476" "--num_processes=$SKYPILOT_NUM_NODES")
     arguments+=("--process_id=$SKYPILOT_NODE_RANK")
   fi
+  # Here hosts come one by one, and a slice may be made anew while the others wait.
+  [ -z "$RESTARTS" ] || arguments+=("--give_up_after=86400")
   cd "$CODE"
   while true; do
     code=0

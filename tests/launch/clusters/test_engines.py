@@ -74,6 +74,12 @@ def test_every_script_passes_shellcheck(tmp_path):
     assert done.returncode == 0, done.stdout
 
 
+def test_training_knows_the_flags_that_hosts_give_it():
+    given = set(re.findall(r'"--(\w+)=', (ROOT / "launch/clusters/host.sh").read_text()))
+    sources = [(ROOT / "launch" / file).read_text() for file in ("train.py", "processes.py")]
+    assert given and given <= set(re.findall(r'DEFINE_\w+\(\s*"(\w+)"', "".join(sources)))
+
+
 def jobset(name: str) -> dict[str, Any]:
     return yaml.safe_load(files(name)["gke.yaml"])
 

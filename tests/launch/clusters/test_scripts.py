@@ -165,7 +165,7 @@ def test_a_host_unpacks_the_commit_installs_and_trains(world):
     revision = archive.find(world / "checkout", dirty=False).revision
     assert (world / f"opt/only/mmjax/{revision}/launch/local.sh").read_text() == (ROOT / "launch/local.sh").read_text()
     assert calls(world, "pip") == ["--requirement=requirements.txt --requirement=requirements-tpu.txt"]
-    assert calls(world, "train") == ["--config=c d.py --workdir=gs://bucket/r"]
+    assert calls(world, "train") == ["--config=c d.py --workdir=gs://bucket/r --give_up_after=86400"]
     assert f"training in {world}/opt/only/mmjax/{revision}: 0\n" in done.stdout, "the log is shown here"
     assert calls(world, "gcloud")[-1] == "compute tpus queued-resources delete r --zone=z --force --quiet"
 
@@ -303,7 +303,7 @@ def test_a_sky_job_is_submitted_once_and_its_machines_know_each_other(world, mon
         monkeypatch.setenv(f"SKYPILOT_{name}", value)
     done = subprocess.run(["bash", "-c", task["run"]], capture_output=True, text=True, timeout=30)
     assert done.returncode == 0, done.stderr
-    processes = "--coordinator=10.0.0.1:8476 --num_processes=2 --process_id=1"
+    processes = "--coordinator=10.0.0.1:8476 --num_processes=2 --process_id=1 --give_up_after=86400"
     assert calls(world, "train") == [f"--config=c d.py --workdir=gs://bucket/r {processes}"] * 2
 
 
