@@ -57,8 +57,9 @@ while true; do
       ;;
     *Failed) explain ;;
   esac
-  pod=$(kubectl get pods --selector="$FIRST" --output=jsonpath='{range .items[*]}{.metadata.name} {.status.phase}{end}') ||
-    pod="cannot be asked"
+  pod=$(kubectl get pods --selector="$FIRST" --sort-by=.metadata.creationTimestamp \
+    --output=jsonpath='{range .items[*]}{.metadata.name} {.status.phase}{"\n"}{end}') || pod="cannot be asked"
+  pod=${pod##*$'\n'} # the newest: one from before a restart may still be ending
   [ "$pod" = "$last" ] || say "process 0: ${pod:-waiting for Kueue}"
   last=$pod
   if [[ "$pod" = *" Running" ]]; then kubectl logs --follow --container=train "${pod% *}" || true; fi

@@ -80,8 +80,8 @@ case "$*" in
   "get jobset"*) echo "the job has failed" ;;
   "create"*) touch "$WORLD/jobset" ;;
   "get pods"*exitCode*) cat "$WORLD/exit" ;;
-  "get pods"*) echo "r-slice-0-0-x Running" ;;
-  "logs --follow"*) echo "step 1"; cat "$WORLD/end" > "$WORLD/jobset" ;;
+  "get pods"*) printf "r-slice-0-0-old Failed\\nr-slice-0-0-new Running\\n" ;;
+  "logs --follow --container=train r-slice-0-0-new") echo "step 1"; cat "$WORLD/end" > "$WORLD/jobset" ;;
   "delete"*) rm "$WORLD/jobset" ;;
 esac""",
     "sbatch": """
