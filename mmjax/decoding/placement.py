@@ -8,17 +8,16 @@ from typing import Any, TypeVar
 import jax
 from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding
-from jaxtyping import Array
 
 from mmjax.parallel.axes import batch_sharding, batch_shards
 
 T = TypeVar("T")
 
 
-def place(batch: T, parameters: Mapping[str, Array]) -> T:
+def place(batch: T, parameters: Mapping[str, Any]) -> T:
     """The batch, or any tree of arrays, with its rows spread over the parameters' mesh; as it is where there is none, or they
     do not divide."""
-    sharding = next(iter(parameters.values())).sharding
+    sharding = jax.tree.leaves(parameters)[0].sharding
     if not isinstance(sharding, NamedSharding) or jax.tree.leaves(batch)[0].shape[0] % batch_shards(sharding.mesh):
         return batch
     return jax.device_put(batch, batch_sharding(sharding.mesh))

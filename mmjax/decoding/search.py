@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Float, Int
 from numpy import ndarray
 
 from mmjax.decoding import beam, sampling
@@ -16,7 +16,7 @@ from mmjax.decoding.options import DecodingOptions
 from mmjax.decoding.placement import fetch, place
 from mmjax.types import Batch
 
-Parameters = Mapping[str, Array]
+Parameters = Mapping[str, Any]
 
 
 class Answers(NamedTuple):

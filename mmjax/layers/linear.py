@@ -9,6 +9,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from mmjax.layers.parameters import Initialiser, fan_in_normal, fan_in_uniform, normal, parameter, zeros
+from mmjax.layers.quantised import multiply
 
 
 class Linear(nnx.Module):
@@ -37,7 +38,7 @@ class Linear(nnx.Module):
         self.lora_scale = 1.0
 
     def __call__(self, x: Float[Array, "*batch inputs"]) -> Float[Array, "*batch outputs"]:
-        y = x @ self.kernel[...].astype(x.dtype)
+        y = multiply(x, self.kernel[...])
         if self.bias is not None:
             y = y + self.bias[...].astype(x.dtype)
         if self.lora_a is not None and self.lora_b is not None:

@@ -19,7 +19,7 @@ from flax import nnx
 from jaxtyping import Array
 
 Initialiser = Callable[[Array, tuple[int, ...], Any], Array]
-Parameters = dict[str, Array]
+Parameters = dict[str, Any]  # by path an array, or a quantised matrix (`mmjax.layers.quantised`)
 Module = TypeVar("Module", bound=nnx.Module)
 
 normal = nnx.initializers.normal

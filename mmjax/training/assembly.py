@@ -29,6 +29,7 @@ from mmjax.interop import lavis, llava_original, minigpt4, pretrained
 from mmjax.interop.image_size import with_image_size
 from mmjax.layers.lora import is_factor, lora_scales, merge_lora
 from mmjax.layers.parameters import Definition, Parameters
+from mmjax.layers.quantised import INT8, quantise
 from mmjax.parallel.axes import shardings
 from mmjax.parallel.mesh import count_slices, make_mesh
 from mmjax.parallel.mesh import resolve as resolve_mesh
@@ -73,7 +74,7 @@ class Assembly:
     shardings: dict[str, NamedSharding]
     optimizer: Optimizer
     state: State
-    frozen: dict[str, jax.ShapeDtypeStruct]
+    frozen: dict[str, Any]
 
 
 def assemble(experiment: Experiment, stage: Stage, mesh: Mesh | None = None) -> Assembly:
@@ -171,7 +172,8 @@ def fill(assembly: Assembly, experiment: Experiment, trained: Mapping[str, Array
         wanted = [path for path in wanted if not re.fullmatch(part.get("fresh", ""), path)]
         if part.get("source") and wanted:
             values |= _read_source(assembly, name, part, wanted)
-    values = {path: _place(assembly, path, value) for path, value in values.items()}
+    # One after the other, so that what is read and what is stored of it are never there as a whole together.
+    values = {path: _place(assembly, path, values.pop(path)) for path in list(values)}
     rest = {path: specs[path] for path in paths if path not in values}
     if rest:
         values |= init_parameters(
@@ -183,6 +185,16 @@ def fill(assembly: Assembly, experiment: Experiment, trained: Mapping[str, Array
     return {path: values[path] for path in paths}
 
 
+def in_floats(assembly: Assembly) -> Assembly:
+    """The stage with its int8 matrices in the dtype of the forward pass: as its model is used and written after training,
+    since a source's own values are better than what is left of them, and an adapter fits both."""
+    dtypes = {
+        path: jnp.dtype(assembly.stage.compute_dtype) if dtype == INT8 else dtype
+        for path, dtype in assembly.rules.dtype.items()
+    }
+    return dataclasses.replace(assembly, rules=dataclasses.replace(assembly.rules, dtype=dtypes))
+
+
 def first_state(assembly: Assembly, experiment: Experiment, trained: Mapping[str, Array]) -> State:
     """The state before the first step of a stage."""
     trainable = fill(assembly, experiment, trained, list(assembly.state.trainable))
@@ -191,12 +203,16 @@ def first_state(assembly: Assembly, experiment: Experiment, trained: Mapping[str
     return init_state(trainable, assembly.optimizer, assembly.shardings, key=key, ema=ema)
 
 
-def _place(assembly: Assembly, path: str, value: Array) -> Array:
+def _place(assembly: Assembly, path: str, value: Array) -> Any:
     """A value in the stage's dtype on the stage's devices."""
     spec = assembly.definition.specs[path]
     if value.shape != spec.shape:
         raise UserError(f"{path}: the config makes it {list(spec.shape)}, its stored values are {list(value.shape)}")
-    return jax.device_put(value.astype(jnp.dtype(assembly.rules.dtype[path])), assembly.shardings[path])
+    dtype, sharding = assembly.rules.dtype[path], assembly.shardings[path]
+    if dtype != INT8:
+        return jax.device_put(value.astype(dtype), sharding)
+    placement = jax.tree.map(lambda leaf: leaf.sharding, assembly.frozen[path])
+    return jax.jit(quantise, out_shardings=placement)(jax.device_put(value, sharding))
 
 
 def _read_source(assembly: Assembly, part: str, config: Mapping[str, Any], paths: Collection[str]) -> dict[str, Array]:

@@ -19,7 +19,7 @@ from mmjax.data.processor import Processor, load_processor, make_processor
 from mmjax.layers.parameters import Parameters
 from mmjax.parallel.mesh import make_mesh
 from mmjax.systems.parts import learned_positions, part_config, reads_source
-from mmjax.training.assembly import Assembly, assemble, fill
+from mmjax.training.assembly import Assembly, assemble, fill, in_floats
 from mmjax.training.checkpoint import Checkpoints, restore_leaves
 from mmjax.training.stage import Experiment, Stage
 from mmjax.types import UserError
@@ -47,7 +47,7 @@ def load_model(workdir: str | Path, dtype: Any = None, mesh: Mesh | None = None,
 
     Args:
       workdir: of `train`; a run under way may be read.
-      dtype: of the parameters; None keeps that of the stage.
+      dtype: of the parameters; None keeps that of the stage, but for int8: those are read anew in its compute dtype.
       mesh: how to shard them; None = the default device.
       stage: after this stage; None = after the latest that has a checkpoint.
 
@@ -67,7 +67,7 @@ def load_model(workdir: str | Path, dtype: Any = None, mesh: Mesh | None = None,
         averaged = name == saved[-1] and assembly.stage.optimizer.ema
         prefix = "ema/" if averaged else "trainable/"
         trained |= restore_leaves(workdir / "checkpoints" / name, prefix, assembly.shardings.__getitem__)[1]
-    parameters = fill(assembly, experiment, trained, list(assembly.definition.specs))
+    parameters = fill(in_floats(assembly), experiment, trained, list(assembly.definition.specs))
     if dtype is not None:
         parameters = {path: value.astype(dtype) for path, value in parameters.items()}
     sizes = processor_sizes(experiment, assembly.stage)

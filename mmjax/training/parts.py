@@ -109,7 +109,7 @@ def parts_table(
         rows[part] = Part(
             parameters=sum(_size(parameters[path]) for path in paths),
             trainable=sum(_size(parameters[path]) for path in paths if path in state.trainable),
-            dtypes=_unique(str(parameters[path].dtype) for path in paths),
+            dtypes=_unique(_dtype(parameters[path]) for path in paths),
             weight_bytes=sum(_bytes(parameters[path]) for path in paths),
             optimizer_bytes=sum(kept.get(path, 0) for path in paths),
             forward_flops=forward,
@@ -169,7 +169,12 @@ def _size(leaf: Any) -> int:
 
 
 def _bytes(leaf: Any) -> int:
-    return _size(leaf) * jnp.dtype(leaf.dtype).itemsize
+    """Of a quantised matrix, with its scales."""
+    return sum(_size(each) * jnp.dtype(each.dtype).itemsize for each in jax.tree.leaves(leaf))
+
+
+def _dtype(leaf: Any) -> str:
+    return str(jax.tree.leaves(leaf)[0].dtype)  # of a quantised matrix, before its scales
 
 
 def _unique(names: Iterable[str]) -> tuple[str, ...]:

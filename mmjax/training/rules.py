@@ -12,9 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from mmjax.layers.parameters import ParameterSpec
+from mmjax.layers.quantised import INT8, quantisable
 from mmjax.training.stage import Rules, Stage
 from mmjax.types import UserError
 
+DTYPES = ("float32", "bfloat16", "float16", "int8")
 # One number for a leaf, or one per layer of a stacked leaf.
 Multiplier = float | np.ndarray
 
@@ -79,7 +81,7 @@ class Resolved:
     Args:
       trainable: whether it is trained.
       learning_rate, weight_decay: multipliers.
-      dtype: as stored.
+      dtype: as stored; int8 of a quantised matrix.
       sharding: mesh axes per dimension; only the paths that a rule matches.
     """
 
@@ -110,12 +112,24 @@ def resolve(stage: Stage, specs: Mapping[str, ParameterSpec]) -> Resolved:
         weight_decay=match_multipliers(
             stage.weight_decay, specs, lambda spec: float(len(spec.unstacked_shape) >= 2), flag=flag + "weight_decay"
         ),
-        dtype={path: _dtype(name, flag + "dtype") for path, name in dtypes.items()},
+        dtype={path: _dtype(path, name, stage, specs[path], trainable[path]) for path, name in dtypes.items()},
         sharding={path: value for path, value in sharding.items() if value is not None},
     )
 
 
-def _dtype(name: str, flag: str) -> Any:
-    if name not in ("float32", "bfloat16", "float16"):
-        raise UserError(f"{flag}: expected 'float32', 'bfloat16' or 'float16', got {name!r}")
-    return jnp.dtype(name)
+def _dtype(path: str, name: str, stage: Stage, spec: ParameterSpec, trainable: Any) -> Any:
+    """The dtype that a rule's value gives a parameter.
+
+    "int8" is for the matrices of frozen linear layers; whatever else such a rule matches (norms, biases, embeddings, the
+    head, adapters) is stored in float32 where it is trained, and in the dtype of the forward pass where it is frozen.
+    """
+    flag = f"--config.stages.{stage.name}.dtype"
+    if name not in DTYPES:
+        raise UserError(f"{flag}: expected {', '.join(DTYPES[:-1])} or {DTYPES[-1]}, got {name!r}")
+    if name != "int8":
+        return jnp.dtype(name)
+    if not quantisable(path, spec):
+        return jnp.dtype("float32" if trainable else stage.compute_dtype)
+    if trainable:
+        raise UserError(f"{flag}: {path} is trained, and int8 is for frozen matrices; freeze it, or put a rule for it before")
+    return INT8

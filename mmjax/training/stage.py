@@ -167,7 +167,8 @@ class Stage:
       lora_alpha: scale of the adapters is alpha / rank; this is the alpha of rules that name none.
       learning_rate: rules path -> multiplier; a list of multipliers gives one per layer of a stack.
       weight_decay: rules path -> multiplier. Without a match: 1 for matrices, 0 for vectors and scalars.
-      dtype: rules path -> dtype name of the stored parameters. Without a match: float32.
+      dtype: rules path -> dtype name of the stored parameters: float32 (also without a match), bfloat16, float16, or, for the
+        matrices of frozen linear layers, int8.
       compute_dtype: dtype of the forward pass.
       sharding: rules path -> list of mesh axes (or None) per dimension, overriding the logical-axis table.
       remat: what the backward pass keeps of each layer beside its input: "none" computes nothing again and keeps all, "full"

@@ -13,6 +13,7 @@ from jax.tree_util import DictKey
 from jaxtyping import Array, Int, UInt32
 
 from mmjax.layers.parameters import Definition, Parameters, ParameterSpec
+from mmjax.layers.quantised import INT8, quantise, quantised_shape
 from mmjax.parallel.axes import replicated
 from mmjax.training.guard import Guard
 from mmjax.training.optimizer import Optimizer
@@ -53,16 +54,28 @@ def init_parameters(
     """Draws a model's parameters, each on the devices that own it and in the dtype of the stage's rules."""
 
     def draw(key: Array) -> Parameters:
-        return {path: value.astype(dtypes[path]) for path, value in definition.initialise(key).items()}
+        return {path: as_stored(value, dtypes[path]) for path, value in definition.initialise(key).items()}
 
-    return jax.jit(draw, out_shardings=dict(shardings))(key)
+    wanted = abstract_parameters(definition.specs, dtypes, shardings)
+    return jax.jit(draw, out_shardings=jax.tree.map(lambda leaf: leaf.sharding, wanted))(key)
+
+
+def as_stored(value: Array, dtype: Any) -> Any:
+    """A floating-point value in the dtype of the rules; int8 quantises it."""
+    return quantise(value) if dtype == INT8 else value.astype(dtype)
 
 
 def abstract_parameters(
     specs: Mapping[str, ParameterSpec], dtypes: Mapping[str, Any], shardings: Mapping[str, NamedSharding]
-) -> dict[str, jax.ShapeDtypeStruct]:
+) -> dict[str, Any]:
     """Shapes, dtypes and shardings of a model's parameters: no memory."""
-    return {path: jax.ShapeDtypeStruct(spec.shape, dtypes[path], sharding=shardings[path]) for path, spec in specs.items()}
+
+    def abstract(path: str, shape: tuple[int, ...]) -> Any:
+        if dtypes[path] == INT8:
+            return quantised_shape(shape, shardings[path])
+        return jax.ShapeDtypeStruct(shape, dtypes[path], sharding=shardings[path])
+
+    return {path: abstract(path, spec.shape) for path, spec in specs.items()}
 
 
 def init_state(

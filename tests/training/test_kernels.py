@@ -11,7 +11,7 @@ from mmjax.parallel.mesh import make_mesh
 from mmjax.parallel.topology import find_devices, parse_topology
 from mmjax.systems.objectives import make_objective
 from mmjax.training.assembly import assemble, first_state
-from mmjax.training.plan import batch_shapes
+from mmjax.training.plan.program import batch_shapes
 from mmjax.training.stage import Experiment
 from mmjax.training.step import lower_step, make_train_step
 from mmjax.types import UserError
@@ -70,21 +70,25 @@ def test_the_tpu_compiler_takes_the_step(topology, sizes):
         assert compiled.as_text().count(f'"{KERNEL}"') >= 8
 
 
-def one_step(attention, **sizes):
-    """Loss, gradient norm and new parameters of a step on packed rows, some of them padded."""
-    experiment = llava(3, 40, attention=attention)
-    made, step = put_together(experiment, jax.devices()[: int(np.prod(list(sizes.values())))], **sizes)
-    draw = np.random.default_rng(0)
-    batch = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), batch_shapes(made.stage))
-    text = batch.text
-    text.segments[:] = np.repeat([1, 2, 0], [16, 18, 6])
-    text.positions[:] = np.concatenate([np.arange(16), np.arange(18), np.zeros(6, int)])
+def random_batch(stage):
+    """Packed rows of two segments, a picture in the first, and padding."""
+    draw, t = np.random.default_rng(0), stage.data.length
+    batch = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), batch_shapes(stage))
+    text, image = batch.text, batch.media["image"]
+    text.segments[:] = np.repeat([1, 2, 0], [16, t - 22, 6])
+    text.positions[:] = np.concatenate([np.arange(16), np.arange(t - 22), np.zeros(6, int)])
     text.tokens[:], text.targets[:] = draw.integers(1, 128, (2, *text.tokens.shape))
     text.loss_weights[:] = text.segments > 0
-    batch.media["image"].values[:] = draw.integers(0, 256, batch.media["image"].values.shape)
-    batch.media["image"].mask[:] = True
-    batch.feature_index[:] = np.where((np.arange(40) > 2) & (np.arange(40) < 12), np.arange(40) - 3, -1)
-    state, metrics = step(first_state(made, experiment, {}), {}, batch)
+    image.values[:], image.mask[:] = draw.integers(0, 256, image.values.shape), True
+    batch.feature_index[:] = np.where((np.arange(t) > 2) & (np.arange(t) < 12), np.arange(t) - 3, -1)
+    return batch
+
+
+def one_step(attention, **sizes):
+    """Loss, gradient norm and new parameters of a step."""
+    experiment = llava(3, 40, attention=attention)
+    made, step = put_together(experiment, jax.devices()[: int(np.prod(list(sizes.values())))], **sizes)
+    state, metrics = step(first_state(made, experiment, {}), {}, random_batch(made.stage))
     return jax.device_get((metrics["loss"], metrics["gradient_norm"], state.trainable))
 
 

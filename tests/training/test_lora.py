@@ -75,13 +75,15 @@ def run_convert(*arguments: str) -> None:
         convert.main()
 
 
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    """(base, workdir of a run that was stopped at its fourth step and resumed, workdir of one that was not)."""
+@pytest.fixture(scope="module", params=["float32", "int8"])
+def trained(tmp_path_factory, request):
+    """The frozen language model in floats, or in int8, of which whoever reads the run sees nothing:
+    (base, workdir of a run that was stopped at its fourth step and resumed, workdir of one that was not)."""
     folder = tmp_path_factory.mktemp("lora")
     world, base, stopped, whole = (folder / name for name in ("shapes", "base", "stopped", "whole"))
     data_pipelines.prepare("shapes", world, limit=40)
     config = configure(world, base)
+    config["stages"][STAGE]["dtype"] = [[r"llm\..*", request.param]]
     make_base(config, base)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(run_module, "write_report", lambda workdir: None)
