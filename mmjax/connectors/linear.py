@@ -16,6 +16,7 @@ from jaxtyping import Array, Float
 from mmjax.layers.linear import Linear
 from mmjax.layers.mlp import ACTIVATIONS, check_activation
 from mmjax.layers.parameters import normal, parameter
+from mmjax.parallel.rows import keep_media
 from mmjax.weights.table import Entry, Spelling, Table, linear
 
 
@@ -78,11 +79,12 @@ class LinearConnector(nnx.Module):
         `medium`, `tokens`, `token_mask` and `key` belong to connectors that read text or drop out.
         """
         shown = features[:, :, self.config.skip :]
-        rows, width = shown.shape[0], self.config.encoder_width * self.config.merge
+        rows, slots, _, _ = shown.shape
         first, *rest = self.maps
-        x = first(shown.reshape(rows, -1, width))
+        x = first(shown.reshape(rows, slots, -1, self.config.encoder_width * self.config.merge))
         for each in rest:
-            x = each(ACTIVATIONS[self.config.activation](x))
+            x = each(keep_media(ACTIVATIONS[self.config.activation](x)))
+        x = keep_media(x).reshape(rows, -1, x.shape[-1])
         if self.newline is None:
             return x
         newline = jnp.broadcast_to(self.newline[...].astype(x.dtype), (rows, 1, x.shape[-1]))

@@ -10,6 +10,7 @@ from jaxtyping import Array, Float, Int
 
 from mmjax.layers.parameters import Initialiser, fan_in_normal, fan_in_uniform, normal, parameter, zeros
 from mmjax.layers.quantised import multiply
+from mmjax.parallel.rows import gather_rows
 
 
 class Linear(nnx.Module):
@@ -84,5 +85,5 @@ class Embedding(nnx.Module):
 
     def __call__(self, ids: Int[Array, "*batch"], dtype: Any = None) -> Float[Array, "*batch width"]:
         # Ids are checked on the host: an id outside the table would be clamped here without a word.
-        table = self.table[...]
-        return jnp.take(table if dtype is None else table.astype(dtype), ids, axis=0, mode="clip")
+        table = self.table[...] if dtype is None else self.table[...].astype(dtype)
+        return jnp.take(gather_rows(table), ids, axis=0, mode="clip")

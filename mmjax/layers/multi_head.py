@@ -14,6 +14,7 @@ from mmjax.layers.linear import Linear
 from mmjax.layers.norms import RMSNorm
 from mmjax.layers.parameters import normal
 from mmjax.layers.positions import Angles, rotate
+from mmjax.parallel.rows import keep_all_positions
 
 LayerCache = tuple[Float[Array, "b kv_heads s head_dim"], Float[Array, "b kv_heads s head_dim"]]
 SourceKeysValues = tuple[Float[Array, "b s kv_heads head_dim"], Float[Array, "b s kv_heads head_dim"]]
@@ -112,14 +113,16 @@ class MultiHeadAttention(nnx.Module):
             output = attend_cached(query, cache, (key, value), mask, scale=self.scale, bias=position_bias)
         else:
             how = {"dropout": dropout, "dropout_key": dropout_key}
-            output = attend(query, key, value, mask, scale=self.scale, bias=position_bias, **how)
+            keys, values = keep_all_positions(key), keep_all_positions(value)
+            output = attend(query, keys, values, mask, scale=self.scale, bias=position_bias, **how)
         return self.merge(output), (key, value)
 
     def cross(
         self, x: Float[Array, "b t width"], keys_values: SourceKeysValues, mask: Mask | Bool[Array, "b 1 t s"] | None = None
     ) -> Float[Array, "b t width"]:
         """Cross-attention to what `keys_values` has projected."""
-        return self.merge(attend(self.queries(x), *keys_values, mask, scale=self.scale))
+        key, value = map(keep_all_positions, keys_values)
+        return self.merge(attend(self.queries(x), key, value, mask, scale=self.scale))
 
 
 def layer_caches(cache: KVCache | None) -> tuple[Array, Array] | None:

@@ -16,7 +16,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int
 
 from mmjax.parallel.attention import attention_specs
-from mmjax.parallel.rows import mesh_in_use, platform
+from mmjax.parallel.rows import layout_in_use, mesh_in_use, mesh_size, platform
 
 LANES = 128  # a block is a multiple of the width of a TPU's vector registers
 # Queries, and keys, that the kernel works on at once: by kind of chip, what fits the memory of its vector unit.
@@ -49,7 +49,7 @@ def splash_attention(
       scale: of the scores.
     """
     mesh = mesh_in_use()
-    shards = 1 if mesh is None else mesh.shape["sequence"]
+    shards = mesh_size("sequence") if "text" in layout_in_use() else 1
     most = _block_limit(mesh, query.shape[-1] * query.dtype.itemsize)
     block_q, queries = _blocks(query.shape[1], most, shards)
     # In order, padded queries have padded keys beside them: a device with nothing to compute is an error of the kernel.

@@ -11,7 +11,7 @@ import jax
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
-from mmjax.parallel.rows import keep_rows
+from mmjax.parallel.rows import ROWS, Layout, keep, laid_out
 from mmjax.types import UserError
 
 ATTENTION = ("query", "key", "value", "attended", "output")  # as `mmjax.layers.multi_head` names them
@@ -69,6 +69,7 @@ def run(
     apply: Callable[[Any, Any, Any], tuple[Any, Any]],
     carry: Any,
     per_layer: Any = None,
+    layout: Layout = ROWS,
 ) -> tuple[Any, Any]:
     """Runs a stacked block over its layers.
 
@@ -77,6 +78,7 @@ def run(
       apply: (layer, carry, slice of per_layer) -> (carry, output); `layer` is the block with one layer's parameters.
       carry: what flows from layer to layer, usually the residual stream.
       per_layer: a tree with a leading layers axis (a cache, dropout keys), or None.
+      layout: how the arrays of the carry lie on the mesh: TEXT or ROWS of `mmjax.parallel.rows`.
 
     Returns:
       The last carry and the outputs, stacked.
@@ -86,8 +88,9 @@ def run(
 
     def body(carry: Any, layer_inputs: tuple[Any, Any]) -> tuple[Any, tuple[Any, Any]]:
         layer_state, extra = layer_inputs
-        entered = jax.tree.map(lambda leaf: checkpoint_name(leaf, INPUT), keep_rows(carry))
-        after, output = apply(nnx.merge(graphdef, layer_state), entered, extra)
+        entered = jax.tree.map(lambda leaf: checkpoint_name(leaf, INPUT), keep(carry, *layout))
+        with laid_out(layout):
+            after, output = apply(nnx.merge(graphdef, layer_state), entered, extra)
         return after, (output, None if records is None else carry)
 
     policy = REMAT_POLICIES[_policy.get()]

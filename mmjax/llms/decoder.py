@@ -16,6 +16,7 @@ from mmjax.layers.multi_head import advance, cache_mask, layer_caches
 from mmjax.layers.parameters import Initialiser
 from mmjax.layers.parameters import stack as stacked
 from mmjax.llms.head import padded_vocab, vocabulary_logits
+from mmjax.parallel.rows import TEXT
 from mmjax.weights.table import TRANSPOSE, Entry
 
 EVERYTHING = 2**31 - 1  # a window that no sequence fills
@@ -97,7 +98,7 @@ class Decoder(nnx.Module):
             x, keys_values = block(x, mask=seen, cache=layer_cache, **told)
             return x, None if cache is None else keys_values
 
-        x, layers = stack.run(self.layers, apply, x, (layer_caches(cache), windows))
+        x, layers = stack.run(self.layers, apply, x, (layer_caches(cache), windows), layout=TEXT)
         return self.leave(x), advance(cache, layers, embeddings.shape[1])
 
     def logits(self, hidden: Float[Array, "*batch d"]) -> Float[Array, "*batch vocab"]:

@@ -21,6 +21,7 @@ from mmjax.layers.parameters import normal
 from mmjax.layers.parameters import stack as stacked
 from mmjax.layers.relative_positions import RelativePositionBias
 from mmjax.llms.head import padded_vocab, vocabulary_logits
+from mmjax.parallel.rows import TEXT
 from mmjax.types import UserError
 from mmjax.weights.table import TRANSPOSE, Entry, Table, linear, norm
 
@@ -181,7 +182,7 @@ class Stack(nnx.Module):
                 x = x + block.cross.cross(block.cross_norm(x), read, source_mask)
             return x + block.mlp(block.mlp_norm(x)), keys_values if keep else None
 
-        x, kept = stack.run(self.layers, apply, x, (caches, source_keys_values))
+        x, kept = stack.run(self.layers, apply, x, (caches, source_keys_values), layout=TEXT)
         return self.norm(x), kept
 
 

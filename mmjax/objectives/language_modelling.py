@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
+
+from mmjax.parallel.rows import TEXT, Layout, keep, mesh_size
 
 Logits = Callable[[Float[Array, "b c d"]], Float[Array, "b c vocab"]]
 
@@ -33,11 +36,12 @@ def next_token_loss(
     chunk: int = 512,
     smoothing: float = 0.0,
     prior: tuple[Int[Array, "b t"], Float[Array, "rows vocab"]] | None = None,
+    layout: Layout = TEXT,
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """Weighted sums over a batch of the loss and of the hits.
 
-    The chunks run along t inside the rows, never over flattened tokens, so that each keeps its sharding; the backward pass
-    computes a chunk's logits again.
+    The chunks run along t inside the rows, never over flattened tokens, so that each keeps its sharding: where sequence
+    parallelism splits t, a chunk is a piece of every device's positions. The backward pass computes a chunk's logits again.
 
     Args:
       logits: the head, applied to one chunk of hidden states.
@@ -46,6 +50,7 @@ def next_token_loss(
       smoothing: label smoothing.
       prior: (row of the table at each position, table of log-priors) added to the logits before the loss: logit
         adjustment (arXiv 2007.07314). Row 0 must be zeros.
+      layout: logical axes of b and t. Scores stay with their rows and positions, so that the head is gathered as any weight.
 
     Returns:
       Σ weight · loss and Σ weight · [argmax = target].
@@ -53,7 +58,7 @@ def next_token_loss(
     index = jnp.zeros_like(targets) if prior is None else prior[0]
 
     def loss_of(hidden: Array, targets: Array, weights: Array, index: Array) -> tuple[Array, Array]:
-        scores = logits(hidden)
+        scores = keep(logits(keep(hidden, *layout)), *layout, "vocab_share")
         hits = (jnp.argmax(scores, -1) == targets) * weights
         if prior is not None:
             table = jnp.pad(prior[1], ((0, 0), (0, scores.shape[-1] - prior[1].shape[-1])))
@@ -65,9 +70,16 @@ def next_token_loss(
     if length <= chunk:
         return loss_of(hidden, targets, weights, index)
 
+    shards = math.gcd(length, mesh_size("sequence")) if layout == TEXT else 1
+    piece = -(-chunk // shards)
+
     def chunks(x: Array) -> Array:
-        x = jnp.pad(x, ((0, 0), (0, -length % chunk)) + ((0, 0),) * (x.ndim - 2))
-        return jnp.moveaxis(x.reshape(x.shape[0], -1, chunk, *x.shape[2:]), 1, 0)
+        """[b t …] -> [chunks, b, shards · piece, …]."""
+        rows, _, *rest = x.shape
+        x = x.reshape(rows, shards, -1, *rest)
+        x = jnp.pad(x, ((0, 0), (0, 0), (0, -x.shape[2] % piece), *[(0, 0)] * len(rest)))
+        x = x.reshape(rows, shards, -1, piece, *rest)
+        return jnp.moveaxis(x, 2, 0).reshape(-1, rows, shards * piece, *rest)
 
     def body(sums: tuple[Array, Array], inputs: tuple[Array, Array, Array, Array]):
         loss, hits = loss_of(*inputs)

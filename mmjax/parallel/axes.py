@@ -19,7 +19,13 @@ Axes = tuple[str, ...]
 
 # Logical axis -> the mesh axes that split it, outermost first.
 LOGICAL_AXES: dict[str, Axes] = {
+    # activations: rows of text and their positions; media slots of a row, or queries of them; what stands alone
     "batch": ("replica", "fsdp"),
+    "text": ("sequence",),
+    "slots": ("sequence",),
+    "rows": ("replica", "fsdp", "sequence"),
+    "vocab_share": ("tensor",),  # of scores, and of the table while tokens are looked up
+    # parameters of all layers of a stack
     "layers": (),
     # parameters: widths that every device of a tensor group needs whole
     "embed": (),
@@ -38,6 +44,13 @@ LOGICAL_AXES: dict[str, Axes] = {
     "ffn": ("tensor",),
 }
 
+# How the leaves of each field of a batch are split: the first of these layouts that divides, else the last as far as it does.
+_TEXT = (("batch", "text"),)
+_MEDIA = (("rows",), ("batch", "slots"))
+BATCH_LAYOUTS: dict[str, tuple[tuple[str, ...], ...]] = {
+    "text": _TEXT, "source": _TEXT, "feature_index": _TEXT, "prior_index": _TEXT, "media": _MEDIA, "queries": _MEDIA,
+}  # fmt: skip
+
 
 @runtime_checkable
 class Leaf(Protocol):
@@ -53,7 +66,7 @@ class Leaf(Protocol):
 def shardings(
     specs: Mapping[str, Leaf],
     mesh: Mesh,
-    overrides: Mapping[str, Sequence[Any]] | None = None,
+    overrides: Mapping[str, Sequence[Any] | Mapping[str, Any]] | None = None,
     *,
     stage: str = "<stage>",
 ) -> dict[str, NamedSharding]:
@@ -62,8 +75,8 @@ def shardings(
     Args:
       specs: by path.
       mesh: of `make_mesh`.
-      overrides: by path, the mesh axes (a name, several, or None) of every dimension of the unstacked parameter. They
-        replace the table, `fsdp` included.
+      overrides: by path, the mesh axes (a name, several, or None) of every dimension of the unstacked parameter, or of every
+        logical axis, by its name; one that is not named is whole. They replace the table, `fsdp` included.
       stage: name of the stage, for messages.
 
     Raises:
@@ -88,8 +101,45 @@ def replicated_leaves(placement: Mapping[str, NamedSharding]) -> tuple[str, ...]
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Leading `b` of every leaf of a batch, over (replica, fsdp)."""
+    """Leading `b`, over (replica, fsdp): rows that no sequence parallelism splits, as in decoding."""
     return NamedSharding(mesh, PartitionSpec(LOGICAL_AXES["batch"]))
+
+
+def leaf_sharding(keys: tuple[Any, ...], shape: tuple[int, ...], mesh: Mesh) -> NamedSharding:
+    """Where a leaf of a training batch lives, by the field that it stands in.
+
+    Positions of text and source are split over `sequence`. Media are spread over all devices of a row's group too: by rows
+    where these divide, else by slots; where neither divides, each of them holds the media of all its rows.
+
+    Args:
+      keys: path in a `mmjax.types.Batch`, of `jax.tree_util.tree_map_with_path`; any other tree is split by rows alone.
+      shape: of the leaf, all rows of the global batch.
+      mesh: of `make_mesh`.
+    """
+    field = getattr(keys[0], "name", "") if keys else ""
+    return NamedSharding(mesh, partition_spec(shape, layout_of(field, shape, mesh), mesh))
+
+
+def layout_of(field: str, shape: tuple[int, ...], mesh: Mesh) -> tuple[str, ...]:
+    """The logical axes of the leading dimensions of a leaf of this field of a batch."""
+    *others, last = BATCH_LAYOUTS.get(field, (("batch",),))
+    return next((layout for layout in others if _divides(shape, layout, mesh)), last)
+
+
+def partition_spec(shape: tuple[int, ...], layout: Sequence[str | None], mesh: Mesh) -> PartitionSpec:
+    """The mesh axes of the leading dimensions of an activation; of each logical axis as many, outermost first, as divide it.
+
+    Args:
+      shape: of the array.
+      layout: logical axis names, None = whole; dimensions beyond them are whole.
+    """
+    entries: list[Axes | None] = []
+    for size, name in zip(shape, layout, strict=False):
+        axes = [axis for axis in LOGICAL_AXES[name] if mesh.shape[axis] > 1] if name else []
+        while axes and size % _ways(tuple(axes), mesh):
+            axes.pop()
+        entries.append(tuple(axes) or None)
+    return PartitionSpec(*entries)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -125,10 +175,14 @@ def _by_table(path: str, spec: Leaf, mesh: Mesh, stage: str) -> PartitionSpec:
     return PartitionSpec(*(axes or None for axes in split))
 
 
-def _override(path: str, spec: Leaf, mesh: Mesh, value: Sequence[Any], stage: str) -> PartitionSpec:
+def _override(path: str, spec: Leaf, mesh: Mesh, value: Sequence[Any] | Mapping[str, Any], stage: str) -> PartitionSpec:
     stacked = spec.axes[:1] == ("layers",)
     names, shape = (spec.axes[1:], spec.shape[1:]) if stacked else (spec.axes, spec.shape)
     flag = f"--config.stages.{stage}.sharding"
+    if isinstance(value, Mapping):
+        if unknown := sorted(set(value) - set(LOGICAL_AXES)):
+            raise UserError(f"{flag}: {unknown[0]!r} is no logical axis; there are {', '.join(LOGICAL_AXES)}")
+        value = [value.get(name or "") for name in names]
     if isinstance(value, str) or len(value) != len(shape):
         raise UserError(f"{flag}: {path} has {len(shape)} dimensions {shape}, the rule gives {value!r}")
     split = [(axes,) if isinstance(axes, str) else tuple(axes or ()) for axes in value]
@@ -147,6 +201,10 @@ def _check(path: str, name: str | None, size: int, axes: Axes, mesh: Mesh, stage
             f"{path}: dimension {name!r} of size {size} is not divisible by mesh axis {'×'.join(axes)} of size "
             f"{_ways(axes, mesh)}; change --config.stages.{stage}.mesh.{axes[-1]}"
         )
+
+
+def _divides(shape: tuple[int, ...], layout: Sequence[str], mesh: Mesh) -> bool:
+    return all(size % _ways(LOGICAL_AXES[name], mesh) == 0 for size, name in zip(shape, layout, strict=False))
 
 
 def _ways(axes: Axes, mesh: Mesh) -> int:

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from mmjax.parallel.axes import batch_sharding
+from mmjax.parallel.axes import batch_sharding, leaf_sharding
 
 
 def held_rows(mesh: Mesh, rows: int) -> tuple[int, ...]:
@@ -25,22 +25,23 @@ def held_rows(mesh: Mesh, rows: int) -> tuple[int, ...]:
 
 
 def to_devices(mesh: Mesh, rows: int) -> Callable[[Any], Any]:
-    """A function that puts a tree of host arrays, whose leading axis is `held_rows`, onto the devices as global arrays.
+    """A function that puts a batch of host arrays, whose leading axis is `held_rows`, onto the devices as global arrays.
 
     Args:
       mesh, rows: see `held_rows`.
     """
     place = {row: index for index, row in enumerate(held_rows(mesh, rows))}
-    sharding = batch_sharding(mesh)
 
-    def put_leaf(leaf: Any) -> jax.Array:
+    def put_leaf(keys: tuple[Any, ...], leaf: Any) -> jax.Array:
+        shape = (rows, *leaf.shape[1:])
+        sharding = leaf_sharding(keys, shape, mesh)
+
         def shard(index: tuple[slice, ...]) -> Any:
             start, stop, _ = index[0].indices(rows)
             return leaf[(slice(place[start], place[stop - 1] + 1), *index[1:])]
 
-        return jax.make_array_from_callback((rows, *leaf.shape[1:]), sharding, shard)
+        if jax.process_count() == 1:
+            return jax.device_put(leaf, sharding)
+        return jax.make_array_from_callback(shape, sharding, shard)
 
-    def put(tree: Any) -> Any:
-        return jax.device_put(tree, sharding) if jax.process_count() == 1 else jax.tree.map(put_leaf, tree)
-
-    return put
+    return lambda batch: jax.tree_util.tree_map_with_path(put_leaf, batch)

@@ -15,6 +15,7 @@ from jaxtyping import Array, Bool, Float, Int, UInt8
 from mmjax.connectors.captioner import Captioner
 from mmjax.objectives.contrastive import BARRED, contrastive_loss, hard_negatives, matching_loss, normalise, similarities
 from mmjax.objectives.language_modelling import next_token_loss
+from mmjax.parallel.rows import ROWS, keep
 from mmjax.types import Batch
 
 Positives = Literal["pairs", "captions", "images"]
@@ -66,7 +67,9 @@ def stage1_sums(
         other_image = hard_negatives(image_key, text_to_image, ~others)
         order = jnp.arange(rows)
         images, texts = jnp.concatenate([order, other_image, order]), jnp.concatenate([order, order, other_text])
-        matched = qformer(features[images], None, tokens[texts][:, None], mask[texts][:, None], key=dropout_keys[2])
+        matched = qformer(
+            keep(features[images], *ROWS), None, tokens[texts][:, None], mask[texts][:, None], key=dropout_keys[2]
+        )
         labels = (jnp.arange(3 * rows) < rows).astype(jnp.int32)
         has_negative = others.any(-1) & valid
         weights = jnp.concatenate([valid, has_negative, has_negative]).astype(jnp.float32)
@@ -74,8 +77,9 @@ def stage1_sums(
 
         targets, target_mask = _targets(tokens, mask)
         itg, hits = next_token_loss(
-            qformer.caption_logits, generated.text[:, 0], targets, target_mask, chunk=chunk, smoothing=smoothing
-        )
+            qformer.caption_logits, generated.text[:, 0], targets, target_mask,
+            chunk=chunk, smoothing=smoothing, layout=(*ROWS, None),
+        )  # fmt: skip
     first = jnp.take_along_axis(same, jnp.argmax(jnp.where(valid, image_to_text, BARRED), -1)[:, None], axis=-1)[:, 0]
     metrics = {
         "itc_accuracy": ((first & valid).sum(), valid.sum()),

@@ -5,6 +5,7 @@ A published system is a choice of parts. This module wires them; it does not kno
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import jax
@@ -12,6 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
+from mmjax.parallel.rows import ROWS, TEXT, keep, keep_media, mesh_size
 from mmjax.types import Batch
 
 
@@ -31,11 +33,13 @@ class MultimodalLM(nnx.Module):
 
     def encode(self, batch: Batch, modality: str) -> Float[Array, "b n p e"]:
         """Features of every media slot of the batch."""
-        media, encoder = batch.media[modality], self.encoders[modality]
+        encoder, values = self.encoders[modality], jnp.asarray(batch.media[modality].values)
+        rows, slots = values.shape[:2]
         with jax.named_scope(f"encoders.{modality}"):
-            values = media.values.reshape(-1, *media.values.shape[2:])
-            features = encoder(encoder.pixels(values))
-            return features.reshape(*media.values.shape[:2], *features.shape[1:])
+            values = jnp.pad(values, ((0, 0), (0, _spare_slots(rows, slots)), *[(0, 0)] * (values.ndim - 2)))
+            flat = keep(values.reshape(-1, *values.shape[2:]), *ROWS)
+            features = encoder(encoder.pixels(flat))
+            return keep_media(features.reshape(rows, -1, *features.shape[1:])[:, :slots])
 
     def connect(self, batch: Batch, modality: str, key: Array | None = None) -> Float[Array, "b mk d"]:
         """Soft tokens of a modality: those of each query (or of each medium, where nothing is asked), in order."""
@@ -53,7 +57,8 @@ class MultimodalLM(nnx.Module):
         if not batch.media:
             return tokens
         soft = jnp.concatenate([self.connect(batch, modality, key) for modality in sorted(batch.media)], axis=1)
-        return place(soft, tokens, batch.feature_index)
+        # Any position may ask for any soft token of its row: sequence parallelism gathers them, and places its own positions'.
+        return place(keep(soft, "batch"), keep(tokens, *TEXT), batch.feature_index)
 
     def begin(self, batch: Batch, key: Array | None = None) -> tuple[Float[Array, "b t d"], dict[str, Any]]:
         """What the language model reads at the text's positions, and what it is told besides: an encoder–decoder its source."""
@@ -75,6 +80,13 @@ class MultimodalLM(nnx.Module):
         queries = batch.queries.get("image")
         asked: tuple[Any, ...] = () if queries is None else (queries.medium, queries.tokens, queries.mask)
         return self.connectors["image"](self.encode(batch, "image"), *asked, maps=True).maps[..., 1:]
+
+
+def _spare_slots(rows: int, slots: int) -> int:
+    """Empty slots to add to each row, so that sequence parallelism shares out its pictures evenly."""
+    shares = mesh_size("sequence")
+    local = rows // math.gcd(rows, mesh_size("replica") * mesh_size("fsdp"))  # rows of a group that sequence splits
+    return -slots % (shares // math.gcd(shares, local))
 
 
 def place(soft: Float[Array, "b mk d"], tokens: Float[Array, "b t d"], index: Int[Array, "b t"]) -> Float[Array, "b t d"]:

@@ -170,7 +170,8 @@ class Stage:
       dtype: rules path -> dtype name of the stored parameters: float32 (also without a match), bfloat16, float16, or, for the
         matrices of frozen linear layers, int8.
       compute_dtype: dtype of the forward pass.
-      sharding: rules path -> list of mesh axes (or None) per dimension, overriding the logical-axis table.
+      sharding: rules path -> list of mesh axes (or None) per dimension, or {logical axis: mesh axes}, overriding the
+        logical-axis table; {} = whole on every device.
       remat: what the backward pass keeps of each layer beside its input: "none" computes nothing again and keeps all, "full"
         keeps nothing, "dots" all matrix products, "dots_no_batch" those with weights, "attention" queries, keys, values and
         what attention gives, "offload" the same and the layer's input in the host's memory (TPU and GPU; a CPU has no other).

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float
 from mmjax.layers.attention import attention_by
 from mmjax.layers.parameters import Definition, Parameters
 from mmjax.layers.stack import remat
-from mmjax.parallel.axes import LOGICAL_AXES, batch_sharding, batch_shards, replicated
+from mmjax.parallel.axes import batch_shards, leaf_sharding, replicated
 from mmjax.parallel.rows import rows_on
 from mmjax.training.guard import advance, is_bad, keep_if
 from mmjax.training.optimizer import Optimizer
@@ -104,8 +104,11 @@ def make_train_step(
             (loss, sums), gradient = one(batch, 0)
             return loss, sums, gradient
 
-        def body(total: Any, inputs: tuple[Any, Array]) -> tuple[Any, Any]:
-            output, gradient = one(*inputs)
+        structure = jax.tree.structure(batch)
+
+        def body(total: Any, inputs: tuple[list[Array], Array]) -> tuple[Any, Any]:
+            leaves, index = inputs
+            output, gradient = one(jax.tree.unflatten(structure, leaves), index)
             return jax.tree.map(jnp.add, total, gradient), output
 
         zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, jnp.float32), state.trainable)
@@ -116,6 +119,9 @@ def make_train_step(
         return loss, sums, gradient
 
     def train_step(state: State, frozen: Parameters, batch: Any) -> tuple[State, Scalars]:
+        batch = jax.tree_util.tree_map_with_path(
+            lambda keys, leaf: jax.lax.with_sharding_constraint(leaf, leaf_sharding(keys, leaf.shape, mesh)), batch
+        )
         counts = _float32(objective.counts(batch))
         with rows_on(mesh):
             loss, (sums, metrics), gradient = gradients(state, frozen, batch, counts)
@@ -143,7 +149,7 @@ def make_train_step(
     return jax.jit(
         train_step,
         donate_argnums=0,
-        in_shardings=(state_placement, frozen_placement, batch_sharding(mesh)),
+        in_shardings=(state_placement, frozen_placement, None),  # a batch comes as it was put there, or is put there first
         out_shardings=(state_placement, replicated(mesh)),
     )
 
@@ -156,21 +162,26 @@ def lower_step(step: Any, state: Any, frozen: Mapping[str, Any], batch: Any) -> 
       state, frozen: as given to it.
       batch: a batch, or its shapes.
     """
-    return step.lower(*jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), (state, dict(frozen), batch)))
+    mesh = state.step.sharding.mesh
+    shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), (state, dict(frozen)))
+    placed = jax.tree_util.tree_map_with_path(
+        lambda keys, leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf_sharding(keys, leaf.shape, mesh)), batch
+    )
+    return step.lower(*shapes, placed)
 
 
-def micro_batches(batch: Any, accumulation: int, mesh: Mesh) -> Any:
-    """Splits b rows into [accumulation, b / accumulation], interleaved: micro-batch i holds rows i, i + accumulation, ….
+def micro_batches(batch: Any, accumulation: int, mesh: Mesh) -> list[Array]:
+    """The leaves of a batch, [accumulation, b / accumulation, …]: micro-batch i holds rows i, i + accumulation, ….
 
     A device holds consecutive rows, so it holds its share of every micro-batch and no row moves between devices.
     """
-    sharding = NamedSharding(mesh, PartitionSpec(None, LOGICAL_AXES["batch"]))
 
-    def split(leaf: Array) -> Array:
-        rows = leaf.reshape(leaf.shape[0] // accumulation, accumulation, *leaf.shape[1:])
-        return jax.lax.with_sharding_constraint(rows.swapaxes(0, 1), sharding)
+    def split(keys: tuple[Any, ...], leaf: Array) -> Array:
+        rows = leaf.reshape(leaf.shape[0] // accumulation, accumulation, *leaf.shape[1:]).swapaxes(0, 1)
+        one = leaf_sharding(keys, rows.shape[1:], mesh).spec
+        return jax.lax.with_sharding_constraint(rows, NamedSharding(mesh, PartitionSpec(None, *one)))
 
-    return jax.tree.map(split, batch)
+    return [split(keys, leaf) for keys, leaf in jax.tree_util.tree_leaves_with_path(batch)]
 
 
 def _check(stage: Stage, objective: Objective, mesh: Mesh) -> None:
@@ -181,6 +192,13 @@ def _check(stage: Stage, objective: Objective, mesh: Mesh) -> None:
             f"objective {stage.objective.name!r} compares the rows of a batch with each other, so it cannot be split into "
             f"{accumulation} micro-batches; set {flag}optimizer.accumulation=1"
         )
+    sequence = mesh.shape["sequence"]
+    for name in ("length", "source_length"):
+        if getattr(stage.data, name) % sequence:
+            raise UserError(
+                f"{flag}data.{name}={getattr(stage.data, name)} positions do not divide over the mesh axis 'sequence' of size "
+                f"{sequence}; set it to a multiple of {sequence}, or change {flag}mesh.sequence"
+            )
     if rows % (accumulation * shards):
         raise UserError(
             f"{rows} rows do not divide over {accumulation} micro-batches on replica×fsdp = {shards} groups of devices; "

@@ -12,7 +12,7 @@ import pytest
 from mmjax.layers import splash
 from mmjax.layers.attention import Mask, attend, attention_by
 from mmjax.parallel.mesh import make_mesh
-from mmjax.parallel.rows import rows_on
+from mmjax.parallel.rows import TEXT, laid_out, rows_on
 
 DRAW = np.random.default_rng(0)
 # Two packed segments and padding behind them; a row that is whole.
@@ -34,7 +34,7 @@ def both(arrays, mask, mesh=None, scale=None):
 
     def run(name):
         def loss(*arrays):
-            with rows_on(mesh) if mesh is not None else contextlib.nullcontext(), attention_by(name):
+            with rows_on(mesh) if mesh is not None else contextlib.nullcontext(), laid_out(TEXT), attention_by(name):
                 output = attend(*arrays, mask, scale=scale)
             return (output * upstream).sum(), output
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import jax
+import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
 from mmjax.layers.parameters import ParameterSpec
-from mmjax.parallel.axes import batch_sharding, batch_shards, replicated, replicated_leaves, shardings
+from mmjax.parallel.axes import batch_sharding, batch_shards, leaf_sharding, replicated, replicated_leaves, shardings
 from mmjax.parallel.mesh import make_mesh
-from mmjax.types import UserError
+from mmjax.types import Batch, Media, Text, UserError
 
 
 def spec(shape, *axes):
@@ -62,9 +64,42 @@ def test_an_override_counts_the_dimensions_of_one_layer():
         place((3,), None, override=["fsdp"], fsdp=8)
 
 
+def test_an_override_by_logical_axis_leaves_the_others_whole():
+    leaf = ((3, 16, 32), "layers", "embed", "ffn")
+    assert place(*leaf, override={"ffn": "tensor"}, fsdp=4, tensor=2) == P(None, None, "tensor")
+    assert place(*leaf, override={}, fsdp=4, tensor=2) == P(None, None, None)
+    with pytest.raises(UserError, match=r"vqa\.sharding: 'fn' is no logical axis; there are batch"):
+        place(*leaf, override={"fn": "tensor"}, fsdp=4, tensor=2)
+
+
 def test_an_axis_without_a_row_in_the_table_is_a_mistake_of_ours():
     with pytest.raises(ValueError, match="unknown logical axis 'head'"):
         place((8,), "head", fsdp=8)
+
+
+@pytest.mark.parametrize(
+    ("rows", "slots", "expected"),
+    [
+        (8, 5, P(("replica", "fsdp", "sequence"))),  # the rows divide over all
+        (4, 6, P(("replica", "fsdp"), "sequence")),  # … or the slots over the devices of a row
+        (4, 5, P(("replica", "fsdp"), None)),  # … or every one of these has the media of its row
+    ],
+)
+def test_media_are_spread_over_all_devices_where_they_divide(rows, slots, expected):
+    mesh = make_mesh({"replica": 2, "fsdp": 2, "sequence": 2})
+    text = Text(*[np.zeros((rows, 12), dtype) for dtype in (int, int, float, int, int)])
+    media = {"image": Media(np.zeros((rows, slots, 4, 4, 3), np.uint8), np.zeros((rows, slots), bool))}
+    batch = Batch(text=text, media=media, feature_index=np.zeros((rows, 12), int))
+    specs = {}
+    for keys, leaf in jax.tree_util.tree_leaves_with_path(batch):
+        specs.setdefault(keys[0].name, set()).add(leaf_sharding(keys, leaf.shape, mesh).spec)
+    by_position = P(("replica", "fsdp"), ("sequence",))
+    assert specs == {"text": {by_position}, "feature_index": {by_position}, "media": {expected}}
+
+
+def test_leaves_that_are_no_field_of_a_batch_are_split_by_rows():
+    keys = (jax.tree_util.DictKey("pixels"),)
+    assert leaf_sharding(keys, (8, 6), make_mesh({"fsdp": 4, "sequence": 2})).spec == P(("fsdp",))
 
 
 def test_batches_and_scalars():
