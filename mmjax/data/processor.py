@@ -196,6 +196,7 @@ class Processor:
 
     @functools.cached_property
     def _tokenise(self) -> Callable[[Segment, tuple[Size, ...]], TokenisedSegment]:
+        # As many as a packing window has: once for its plan and once for its rows. Of long conversations these are some 200 MB.
         return functools.lru_cache(16384)(self._tokenise_new)
 
     def tokenise(self, segment: Segment, media: Sequence[Medium] = ()) -> TokenisedSegment:

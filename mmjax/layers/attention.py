@@ -147,10 +147,13 @@ def attention_weights(
 
     A query that may see nothing gets uniform weights: its output is finite and nobody reads it.
     """
-    *leading, heads, head_dim = query.shape
-    grouped = query.reshape(*leading, key.shape[2], heads // key.shape[2], head_dim)
-    scores = jnp.einsum("btkgh,bskh->bkgts", grouped, key).astype(jnp.float32)
-    scores = scores * (head_dim**-0.5 if scale is None else scale)
+    rows, tokens, heads, head_dim = query.shape
+    kv_heads, groups = key.shape[2], heads // key.shape[2]
+    # Batch dimensions first, so that nothing as large as the scores is ever transposed.
+    grouped = jnp.moveaxis(query.reshape(rows, tokens, kv_heads, groups, head_dim), 1, 3)
+    grouped = grouped.reshape(rows, kv_heads, groups * tokens, head_dim)
+    scores = jnp.einsum("bkgh,bksh->bkgs", grouped, jnp.swapaxes(key, 1, 2)).astype(jnp.float32)
+    scores = scores.reshape(rows, kv_heads, groups, tokens, -1) * (head_dim**-0.5 if scale is None else scale)
     if bias is not None:
         scores = scores + bias.reshape(-1, *scores.shape[1:])
     if mask is not None:
@@ -247,7 +250,9 @@ def _xla(call: Call) -> Array:
         )  # fmt: skip
     weights = attention_weights(call.query, call.key, call.dense_mask, scale=call.scale, bias=call.bias)
     weights = drop(weights, call.dropout, call.dropout_key).astype(call.value.dtype)
-    return jnp.einsum("bkgts,bskh->btkgh", weights, call.value).reshape(call.query.shape)
+    rows, kv_heads, groups, tokens, keys = weights.shape
+    output = jnp.einsum("bkgs,bksh->bkgh", weights.reshape(rows, kv_heads, -1, keys), jnp.swapaxes(call.value, 1, 2))
+    return jnp.moveaxis(output.reshape(rows, kv_heads, groups, tokens, -1), 3, 1).reshape(call.query.shape)
 
 
 # The first that can do a call does it. Below some hundred slots a device has the scores at hand, and blocks only pad.

@@ -16,6 +16,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Float
 
 from mmjax.layers.parameters import ParameterSpec
+from mmjax.layers.product import product
 from mmjax.types import UserError
 
 INT8 = jnp.dtype("int8")
@@ -62,7 +63,7 @@ def is_quantised(value: Any) -> TypeGuard[Any]:
 def multiply(x: Float[Array, "*batch inputs"], matrix: Any) -> Float[Array, "*batch outputs"]:
     """x times a matrix of one layer, quantised or not, in the dtype of x."""
     if not is_quantised(matrix):
-        return x @ matrix.astype(x.dtype)
+        return product(x, matrix.astype(x.dtype))
     # int8 is exact in bfloat16.
     return (x @ matrix.qvalue.astype(x.dtype)) * matrix.scale[0].astype(x.dtype)
 

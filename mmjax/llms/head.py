@@ -5,6 +5,8 @@ from __future__ import annotations
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from mmjax.layers.product import product
+
 VOCAB_MULTIPLE = 128  # rows of a padded vocabulary: one lane tile of a TPU, and divisible by any usual mesh
 
 
@@ -17,5 +19,7 @@ def vocabulary_logits(
     hidden: Float[Array, "*batch d"], head: Float[Array, "d padded"], vocab: int
 ) -> Float[Array, "*batch padded"]:
     """hidden · head in float32, −inf for the entries beyond `vocab`."""
-    logits = (hidden @ head.astype(hidden.dtype)).astype(jnp.float32)
+    logits = product(hidden, head.astype(hidden.dtype)).astype(jnp.float32)
+    if logits.shape[-1] == vocab:
+        return logits
     return jnp.where(jnp.arange(logits.shape[-1]) < vocab, logits, -jnp.inf)

@@ -19,12 +19,23 @@ def cross_entropy(
 ) -> Float[Array, "*batch"]:
     """−log p(target), the target mixed with the uniform distribution over the finite logits (arXiv 1512.00567)."""
     log_total = jax.nn.logsumexp(logits, axis=-1)
-    loss = log_total - jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
+    # A masked sum in place of a gather: its gradient is elementwise, and it needs no logits of other devices' vocabulary.
+    loss = log_total - jnp.where(_ids(logits) == targets[..., None], logits, 0).sum(-1)
     if not smoothing:
         return loss
     finite = jnp.isfinite(logits)
     mean_logit = jnp.where(finite, logits, 0).sum(-1) / finite.sum(-1)
     return (1 - smoothing) * loss + smoothing * (log_total - mean_logit)
+
+
+def best(logits: Float[Array, "*batch vocab"]) -> Int[Array, "*batch"]:
+    """The first index of the largest logit: `jnp.argmax` as two plain reductions, which XLA vectorises."""
+    largest = logits.max(-1, keepdims=True)
+    return jnp.where(logits == largest, _ids(logits), logits.shape[-1]).min(-1)
+
+
+def _ids(logits: Array) -> Array:
+    return jax.lax.broadcasted_iota(jnp.int32, logits.shape, logits.ndim - 1)
 
 
 def next_token_loss(
@@ -59,7 +70,7 @@ def next_token_loss(
 
     def loss_of(hidden: Array, targets: Array, weights: Array, index: Array) -> tuple[Array, Array]:
         scores = keep(logits(keep(hidden, *layout)), *layout, "vocab_share")
-        hits = (jnp.argmax(scores, -1) == targets) * weights
+        hits = (best(scores) == targets) * weights
         if prior is not None:
             table = jnp.pad(prior[1], ((0, 0), (0, scores.shape[-1] - prior[1].shape[-1])))
             scores = scores + table[index]

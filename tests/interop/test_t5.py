@@ -63,7 +63,7 @@ def inputs(long=False):
     }  # fmt: skip
 
 
-def compare(directory, reference, arrays):
+def compare(directory, reference, arrays, tolerance=1e-4):
     """Logits, and the hidden states of both stacks at every depth."""
     arrays = {**arrays, "output_hidden_states": True}
     with torch.no_grad():
@@ -73,13 +73,16 @@ def compare(directory, reference, arrays):
         "logits": "decoder_attention_mask", "encoder_last_hidden_state": "attention_mask",
         "encoder_hidden_states": "attention_mask", "decoder_hidden_states": "decoder_attention_mask",
     }  # fmt: skip
-    assert got.keys() - {"last_hidden_state"} == masks.keys()
+    assert got.keys() == masks.keys() | {"last_hidden_state"}
+    read = arrays["decoder_attention_mask"] > 0 if "decoder_attention_mask" in arrays else slice(None)
+    theirs = expected["decoder_hidden_states"][-1].numpy()
+    np.testing.assert_allclose(got["last_hidden_state"][read], theirs[read], rtol=0, atol=tolerance)
     for key, mask in masks.items():
         read = arrays[mask] > 0 if mask in arrays else slice(None)
         pairs = zip(got[key], expected[key], strict=True) if isinstance(got[key], tuple) else [(got[key], expected[key])]
         for depth, (ours, theirs) in enumerate(pairs):
             assert theirs[read].std() > 0.4
-            np.testing.assert_allclose(ours[read], theirs[read], rtol=0, atol=1e-4, err_msg=f"{key}, depth {depth}")
+            np.testing.assert_allclose(ours[read], theirs[read], rtol=0, atol=tolerance, err_msg=f"{key}, depth {depth}")
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -93,7 +96,8 @@ def test_outputs_are_those_of_transformers(tmp_path, variant):
 @pytest.mark.usefixtures("optimised")
 def test_distances_beyond_the_last_bucket_and_no_masks(tmp_path):
     arrays = {key: value for key, value in inputs(long=True).items() if not key.endswith("mask")}
-    compare(tmp_path, make(tmp_path, "flan"), arrays)
+    # Without masks, logits reach 9.4, where float32 itself ends: those of PyTorch are 0.9e-4 off its own in float64.
+    compare(tmp_path, make(tmp_path, "flan"), arrays, tolerance=2e-4)
 
 
 @pytest.mark.parametrize(("tie", "scale", "own_head"), [(None, True, False), (False, False, True), (True, None, True)])

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from mmjax.objectives.language_modelling import cross_entropy, next_token_loss
+from mmjax.objectives.language_modelling import best, cross_entropy, next_token_loss
 
 
 def arrays(b=2, t=7, d=5, vocab=11):
@@ -82,3 +82,10 @@ def test_prior_is_added_in_the_loss_only():
     expected = (cross_entropy(hidden @ head + table[1], targets) * weights).sum()
     np.testing.assert_allclose(adjusted, expected, rtol=1e-5)
     assert abs(float(adjusted - plain)) > 1e-3
+
+
+def test_the_best_is_the_first_of_the_largest():
+    logits = jnp.asarray(np.random.default_rng(0).integers(0, 4, (3, 5, 40)), jnp.float32)
+    np.testing.assert_array_equal(best(logits), jnp.argmax(logits, -1))
+    beyond = jnp.where(jnp.arange(40) < 30, -5.0, -jnp.inf)
+    assert int(best(beyond)) == 0
