@@ -164,10 +164,12 @@ def lower_step(step: Any, state: Any, frozen: Mapping[str, Any], batch: Any) -> 
     """
     mesh = state.step.sharding.mesh
     shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), (state, dict(frozen)))
-    placed = jax.tree_util.tree_map_with_path(
-        lambda keys, leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf_sharding(keys, leaf.shape, mesh)), batch
-    )
-    return step.lower(*shapes, placed)
+
+    def placed(keys: Any, leaf: Any) -> jax.ShapeDtypeStruct:
+        dtype = jax.dtypes.canonicalize_dtype(leaf.dtype)  # NumPy's int64 is JAX's int32
+        return jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=leaf_sharding(keys, leaf.shape, mesh))
+
+    return step.lower(*shapes, jax.tree_util.tree_map_with_path(placed, batch))
 
 
 def micro_batches(batch: Any, accumulation: int, mesh: Mesh) -> list[Array]:
