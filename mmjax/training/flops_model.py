@@ -163,15 +163,35 @@ class Model:
       experiment, stage: their parts, lengths and policies.
       shapes: of all parameters, those of a stack as each layer has them.
       trained: paths.
-      useful: leave out what is done only because it is easier: remat, and the pairs of tokens that attention computes and then
-        masks.
+      mesh: size of every axis; one that is missing is 1.
+      useful: leave out what is done only because it is easier: remat, padding, and the pairs of tokens that attention computes
+        and then masks.
     """
 
     experiment: Experiment
     stage: Stage
     shapes: Mapping[str, tuple[int, ...]]
     trained: frozenset[str]
+    mesh: Mapping[str, int] = dataclasses.field(default_factory=dict)
     useful: bool = False
+
+    @property
+    def pictures(self) -> int:
+        """Media slots of all rows, with those that sequence parallelism adds so that it can share them out evenly."""
+        data, shares = self.stage.data, 1 if self.useful else self.mesh.get("sequence", 1)
+        rows = data.rows // self.stage.optimizer.accumulation
+        local = rows // math.gcd(rows, self.mesh.get("replica", 1) * self.mesh.get("fsdp", 1))
+        return data.rows * (data.media + -data.media % (shares // math.gcd(shares, local)))
+
+    @property
+    def scored(self) -> int:
+        """Positions of a row that the head scores: whole chunks, of pieces from each share of the sequence."""
+        length, chunk = self.stage.data.length, self.stage.objective.chunk
+        if length <= chunk or self.useful:
+            return length
+        shares = math.gcd(length, self.mesh.get("sequence", 1))
+        piece = -(-chunk // shares)
+        return shares * -(-length // shares // piece) * piece
 
     @property
     def remat(self) -> str:
@@ -243,17 +263,23 @@ class Model:
 
 
 def model_flops(
-    experiment: Experiment, stage: Stage, definition: Definition, trained: Collection[str], *, useful: bool = False
+    experiment: Experiment,
+    stage: Stage,
+    definition: Definition,
+    trained: Collection[str],
+    mesh: Mapping[str, int] | None = None,
+    *,
+    useful: bool = False,
 ) -> dict[str, Flops]:
     """Matrix FLOPs of one step of a stage, by part.
 
     Args:
       definition: of the stage's model.
       trained: paths of the trained parameters.
-      useful: see `Model`.
+      mesh, useful: see `Model`.
     """
     shapes = {path: spec.unstacked_shape for path, spec in definition.specs.items()}
-    model = Model(experiment, stage, shapes, frozenset(trained), useful)
+    model = Model(experiment, stage, shapes, frozenset(trained), mesh or {}, useful)
     total: dict[str, Flops] = {}
     for block in OBJECTIVES[stage.objective.name](model):
         total[block.part] = total.get(block.part, Flops()) + block_flops(block, model.trained)
@@ -266,7 +292,7 @@ def language_modelling(model: Model) -> Iterator[Block]:
     soft = model.trains("encoders.", "connectors.") and data.media > 0
     if data.media:
         config, connector = model.config("encoders.image"), model.config("connectors.image")
-        yield from vit(model, config, data.rows * data.media)
+        yield from vit(model, config, model.pictures)
         yield from CONNECTORS[type(connector)](model, connector)
     llm = model.config("llm")
     yield from LLMS[type(llm)](model, llm, {"embeddings"} if soft or model.trains("llm.token_embedding.") else set())
@@ -340,9 +366,8 @@ def head(model: Model, hidden: bool) -> Block:
     """The logits, chunk by chunk, each computed again in the backward pass."""
     data, chunk = model.stage.data, model.stage.objective.chunk
     whole = data.length <= chunk or model.useful
-    length = data.length if whole else -(-data.length // chunk) * chunk
     weight = "llm.head.kernel" if "llm.head.kernel" in model.shapes else "llm.token_embedding.table"
-    logits = Product("logits", 2 * data.rows * length * math.prod(model.shapes[weight]), ("hidden",), weight, linear=True)
+    logits = Product("logits", 2 * data.rows * model.scored * math.prod(model.shapes[weight]), ("hidden",), weight, linear=True)
     gradients = frozenset({"hidden"} if hidden else ())
     return Block("llm", (logits,), 1, ("logits",), gradients, "none" if whole else "full")
 

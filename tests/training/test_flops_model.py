@@ -13,7 +13,7 @@ from mmjax.training.flops import count_by_scope
 from mmjax.training.flops_model import Block, Flops, Product, block_flops, model_flops
 from mmjax.training.parts import step_flops
 from mmjax.training.plan.program import Program, make_program
-from mmjax.training.stage import Experiment, Stage
+from mmjax.training.stage import Experiment, MeshConfig, Stage
 from mmjax.types.config import from_config
 
 RECIPES = {
@@ -75,6 +75,18 @@ def test_forward_and_backward_of_recipes_with_other_parts(spec):
     )
     for part, flops in worked_out(experiment, program).items():
         assert counted[part] == pytest.approx((flops.forward, flops.backward + flops.again), rel=1e-3)
+
+
+@pytest.mark.parametrize("spec", ["llava/finetune.py:tiny", "instructblip/instruct.py:tiny"])
+def test_sequence_parallelism_fills_up_media_slots_and_chunks(spec):
+    experiment, stage = last_stage(spec)
+    objective = dataclasses.replace(stage.objective, chunk=100)
+    stage = dataclasses.replace(stage, mesh=MeshConfig(fsdp=2, sequence=4), objective=objective, remat="full")
+    program = make_program(experiment, stage, jax.devices())
+    made = program.assembly
+    expected = model_flops(experiment, stage, made.definition, made.state.trainable, made.mesh.shape)
+    counted = count_by_scope(program.step, made.state, made.frozen, program.batch, scopes=expected)
+    assert counted == {part: pytest.approx(flops.total, rel=1e-3) for part, flops in expected.items()}
 
 
 def test_published_formulas_of_a_7b():

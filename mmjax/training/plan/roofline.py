@@ -77,7 +77,7 @@ def memory_traffic(program: Program, flops: Mapping[str, Flops]) -> float:
     for path, size, sharding in _leaves(program):
         whole = size / _ways(sharding, lambda axis: axis != "fsdp")
         gathered = 2 if _ways(sharding, lambda axis: axis == "fsdp") > 1 else 1
-        total += _passes(program, flops, path) * gathered * whole * _compute_bytes(program)
+        total += _passes(program, flops, path) * gathered * whole * _sent_bytes(program, path)
         if path in assembly.state.trainable:
             total += (2 * 12 + 4) * size / _ways(sharding)  # float32 weight and two moments, read and written; the gradient
     return total
@@ -93,7 +93,7 @@ def expected_collectives(program: Program, flops: Mapping[str, Flops]) -> list[C
     sums = {"all-gather": 0.0, "reduce-scatter": 0.0, "all-reduce": 0.0}
     for path, size, sharding in _leaves(program):
         split = _ways(sharding, lambda axis: axis == "fsdp")
-        held = size * _compute_bytes(program) / _ways(sharding, lambda axis: axis != "fsdp")
+        held = size * _sent_bytes(program, path) / _ways(sharding, lambda axis: axis != "fsdp")
         if split > 1:
             sums["all-gather"] += _passes(program, flops, path) * SENT["all-gather"](split) * held
         if path in assembly.state.trainable:
@@ -123,6 +123,11 @@ def _ways(sharding: NamedSharding, counts=lambda axis: True) -> int:
     """Into how many pieces the chosen mesh axes cut a leaf."""
     axes = [axis for entry in sharding.spec for axis in ((entry,) if isinstance(entry, str) else entry or ())]
     return math.prod(sharding.mesh.shape[axis] for axis in axes if counts(axis))
+
+
+def _sent_bytes(program: Program, path: str) -> int:
+    """Bytes of an element of a weight where it is gathered and multiplied: int8 stays so, all else is cast first."""
+    return 1 if program.assembly.rules.dtype[path] == jnp.int8 else _compute_bytes(program)
 
 
 def _compute_bytes(program: Program) -> int:

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import json
 import math
 import re
+import shlex
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 import jax
@@ -24,11 +26,18 @@ from mmjax.training.flops_model import model_flops
 from mmjax.training.plan.program import Program, make_program
 from mmjax.training.plan.roofline import expected_collectives, roofline
 from mmjax.training.plan.stage_plan import RESERVE, Plan, make_plan
-from mmjax.training.stage import Experiment, MeshConfig, OptimizerConfig, Stage
+from mmjax.training.stage import Experiment, MeshConfig, OptimizerConfig, Rules, Stage
 from mmjax.types import UserError
 
-# By what they keep on the chip, most first.
-POLICIES = ("none", "dots_no_batch", "attention", "offload", "full")
+# Policies by what they keep on the chip, most first: the linear layers whose results are kept at least, beside a layer's input.
+ATTENDING = ("query", "key", "value", "output")
+POLICIES: dict[str, tuple[str, ...]] = {
+    "none": (*ATTENDING, "gate", "up"),
+    "dots_no_batch": (*ATTENDING, "gate", "up"),
+    "attention": ATTENDING,
+    "offload": (),
+    "full": (),
+}
 ACCUMULATIONS = (1, 2, 4, 8, 16, 32)
 MOST_TENSOR = 8
 ENOUGH = 3  # that fit: whatever comes next is slower on paper
@@ -43,6 +52,7 @@ class Candidate:
       changes: flags that give it, those of the mesh as one.
       fixed: bytes of a chip that no policy saves: state, frozen parameters, gradients.
       inputs: bytes of a chip for the layers' inputs of a micro-batch, which all policies but "offload" keep there.
+      kept: bytes of a chip for what the policy keeps besides.
       seconds: the least time of a step.
     """
 
@@ -50,16 +60,18 @@ class Candidate:
     changes: tuple[str, ...]
     fixed: float
     inputs: float
+    kept: float
     seconds: float
 
     @property
     def least(self) -> float:
         """Bytes of a chip below which no compiler gets."""
-        return self.fixed + (0 if self.stage.remat == "offload" else self.inputs)
+        return self.fixed + self.kept + (0 if self.stage.remat == "offload" else self.inputs)
 
     def needs_more_than(self, other: Candidate) -> bool:
         """Whether it cannot fit where the other does not."""
-        keeps = POLICIES.index(self.stage.remat) <= POLICIES.index(other.stage.remat)
+        order = list(POLICIES)
+        keeps = order.index(self.stage.remat) <= order.index(other.stage.remat)
         return keeps and self.fixed >= other.fixed and self.inputs >= other.inputs
 
 
@@ -127,13 +139,15 @@ def candidates(experiment: Experiment, stage: Stage, topology: Topology) -> Iter
     """Every combination by which the stage's rows and widths divide."""
     devices = find_devices(topology)
     given = dict(stage_mesh(stage, devices).shape)
-    for mesh in meshes(topology):
+    for mesh, dtype in itertools.product(meshes(topology), _dtypes(stage)):
         try:
-            alone = dataclasses.replace(stage, mesh=MeshConfig(**mesh), optimizer=_accumulate(stage, 1))
+            alone = dataclasses.replace(stage, mesh=MeshConfig(**mesh), dtype=dtype, optimizer=_accumulate(stage, 1))
             program = make_program(experiment, alone, devices)
         except UserError:
             continue  # what does not divide is no candidate
         moved = () if mesh == given else (" ".join(_flag(stage, f"mesh.{axis}", size) for axis, size in mesh.items()),)
+        if dtype != stage.dtype:
+            moved = (*moved, shlex.quote(_flag(stage, "dtype", json.dumps(dtype))))
         rows = stage.data.rows // batch_shards(program.assembly.mesh)
         for remat, accumulation in itertools.product(POLICIES, ACCUMULATIONS):
             if rows % accumulation == 0 and (accumulation == 1 or not program.objective.pairwise):
@@ -161,14 +175,23 @@ def _candidate(
 ) -> Candidate:
     changed = dataclasses.replace(alone.stage, remat=remat, optimizer=_accumulate(stage, accumulation))
     program = dataclasses.replace(alone, assembly=dataclasses.replace(alone.assembly, stage=changed))
-    flops = model_flops(experiment, changed, program.assembly.definition, program.assembly.state.trainable)
+    made = program.assembly
+    flops = model_flops(experiment, changed, made.definition, made.state.trainable, made.mesh.shape)
     changes = (
         *moved,
         *([_flag(stage, "remat", remat)] if remat != stage.remat else []),
         *([_flag(stage, "optimizer.accumulation", accumulation)] if accumulation != stage.optimizer.accumulation else []),
     )
     on_paper = roofline(program, topology, flops, expected_collectives(program, flops))
-    return Candidate(changed, changes, _fixed_bytes(program), _input_bytes(program), on_paper.seconds)
+    inputs, kept = (_layer_bytes(program, names) for names in (("down",), POLICIES.get(remat, ())))
+    return Candidate(changed, changes, _fixed_bytes(program), inputs, kept, on_paper.seconds)
+
+
+def _dtypes(stage: Stage) -> Iterator[Rules]:
+    """The stage's dtype rules, and the same with int8 for what is frozen in bfloat16."""
+    yield stage.dtype
+    if any(dtype == "bfloat16" for _, dtype in stage.dtype):
+        yield tuple((pattern, "int8" if dtype == "bfloat16" else dtype) for pattern, dtype in stage.dtype)
 
 
 def _accumulate(stage: Stage, accumulation: int) -> OptimizerConfig:
@@ -186,16 +209,21 @@ def _fixed_bytes(program: Program) -> float:
     return float(held + 4 * sum(_shard(leaf) for leaf in assembly.state.trainable.values()))
 
 
-def _input_bytes(program: Program) -> float:
-    """What a chip's part of a micro-batch gives to the language model's layers, all of which are differentiated."""
+def _layer_bytes(program: Program, names: Collection[str]) -> float:
+    """What linear layers of these names give for a chip's part of a micro-batch, in all layers of the language model.
+
+    What "down" gives is as wide as what a layer reads.
+    """
     data, mesh = program.stage.data, program.assembly.mesh
     shards = batch_shards(mesh) * mesh.shape["sequence"] * program.stage.optimizer.accumulation
     itemsize = jnp.dtype(program.stage.compute_dtype).itemsize
     total = 0.0
     for path, spec in program.assembly.definition.specs.items():
-        if re.fullmatch(r"llm\.(.*\.)?layers\.mlp\.down\.kernel", path):
+        match = re.fullmatch(r"llm\.(.*\.)?layers\.(attention|mlp)\.(\w+)\.kernel", path)
+        if match and match[3] in names:
             length = data.source_length if ".encoder." in path else data.length
-            total += spec.shape[0] * spec.shape[-1] * itemsize * data.rows * length / shards
+            split = 1 if match[3] in ("output", "down") else mesh.shape["tensor"]
+            total += spec.shape[0] * spec.shape[-1] * itemsize * data.rows * length / (shards * split)
     return total
 
 

@@ -87,7 +87,8 @@ def make_plan(experiment: Experiment, stage: Stage, topology: Topology) -> Plan:
     program = make_program(experiment, stage, find_devices(topology))
     made, flops = program.assembly, count_flops(experiment, stage, topology)
     useful, hardware = (
-        model_flops(experiment, stage, made.definition, made.state.trainable, useful=each) for each in (True, False)
+        model_flops(experiment, stage, made.definition, made.state.trainable, made.mesh.shape, useful=each)
+        for each in (True, False)
     )
     compiled = compile_program(program)
     found = None if compiled.text is None else read_collectives(compiled.text, made.mesh.shape)
