@@ -103,10 +103,12 @@ def _mismatch(what: str, devices: int, stage: str, axis: str) -> UserError:
 def _arrange(shape: list[int], devices: Sequence[Any], stage: str) -> np.ndarray:
     slices = count_slices(devices)
     if slices == 1:
-        return mesh_utils.create_device_mesh(shape, devices)
+        # 256 chips as fsdp 32 × sequence 8 cut a side of their 16 × 16 in two.
+        return mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
     if shape[0] % slices:
         raise UserError(
             f"mesh axis 'replica' of size {shape[0]} does not divide over {slices} slices; "
             f"set --config.stages.{stage}.mesh.replica to a multiple of {slices}"
         )
-    return mesh_utils.create_hybrid_device_mesh([shape[0] // slices, *shape[1:]], [slices, 1, 1, 1], devices)
+    within = [shape[0] // slices, *shape[1:]]
+    return mesh_utils.create_hybrid_device_mesh(within, [slices, 1, 1, 1], devices, allow_split_physical_axes=True)

@@ -10,6 +10,7 @@ import sys
 import jax
 import pytest
 
+from mmjax.parallel.mesh import make_mesh
 from mmjax.parallel.topology import CHIPS, find_devices, parse_topology, prepare
 from mmjax.types import UserError
 
@@ -36,6 +37,16 @@ def test_libtpu_gives_as_many_devices_as_the_name_says(name, size, rate):
     devices = find_devices(topology)
     assert len(devices) == size and {device.platform for device in devices} == {topology.chip.platform}
     assert len({getattr(device, "slice_index", 0) for device in devices}) == topology.slices
+
+
+@pytest.mark.parametrize("name", ["v5e:16x16", "v5e:16x16*2"])
+def test_a_mesh_may_cut_a_side_of_the_grid(name):
+    topology = parse_topology(name)
+    prepare(topology)
+    mesh = make_mesh({"replica": topology.slices, "fsdp": 32, "sequence": 8}, find_devices(topology))
+    assert len(set(mesh.devices.flat)) == topology.size
+    if topology.slices > 1:  # a replica is a slice
+        assert [{device.slice_index for device in replica.flat} for replica in mesh.devices] == [{0}, {1}]
 
 
 def test_gpus_are_h100s_unless_it_is_said():
