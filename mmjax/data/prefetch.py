@@ -24,7 +24,7 @@ class Prefetch:
     def __init__(self, stream: Iterator[Batch], put: Callable[[Batch], Any], size: int):
         self._queue: queue.Queue = queue.Queue(size)
         self._stop = threading.Event()
-        self._position, self._facts = _position(stream), {}
+        self._position = _position(stream)
         self._ended: BaseException | None = None
         self.wait_seconds = 0.0
         thread = threading.Thread(target=_fill, args=(stream, put, self._queue, self._stop), daemon=True, name="prefetch")
@@ -39,21 +39,17 @@ class Prefetch:
         if self._ended is not None:
             raise self._ended
         started = time.perf_counter()
-        batch, position, facts, error = self._queue.get()
+        batch, position, error = self._queue.get()
         self.wait_seconds += time.perf_counter() - started
         if error is not None:
             self._ended = error
             raise error
-        self._position, self._facts = position, facts
+        self._position = position
         return batch
 
     def position(self) -> dict[str, int] | None:
         """`DataStream.position` right after the batch that `next` gave last: what a checkpoint keeps."""
         return self._position
-
-    def facts(self) -> Any:
-        """`DataStream.facts` of the batch that `next` gave last, put onto the devices like it."""
-        return self._facts
 
     def close(self) -> None:
         """Ends the thread; the stream itself stays open."""
@@ -90,11 +86,10 @@ def _fill(stream: Iterator[Batch], put: Callable[[Batch], Any], ready: queue.Que
     error = None
     while not stop.is_set() and error is None:
         try:
-            batch, facts = put(next(stream)), getattr(stream, "facts", {})
-            entry = (batch, _position(stream), put(facts) if facts else {}, None)
+            entry = (put(next(stream)), _position(stream), None)
         except BaseException as caught:  # handed to the consumer, StopIteration too
             error = caught
-            entry = (None, None, {}, caught)
+            entry = (None, None, caught)
         while not stop.is_set():
             try:
                 ready.put(entry, timeout=POLL_SECONDS)

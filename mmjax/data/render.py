@@ -5,8 +5,9 @@ from __future__ import annotations
 import dataclasses
 import functools
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
+from typing import Any
 
 import grain.python as grain
 import numpy as np
@@ -24,6 +25,7 @@ from mmjax.data.processor import Processor, TokenisedSegment
 from mmjax.data.segments import draw
 from mmjax.data.templates import template
 from mmjax.types import Batch, Example, ExampleError, UserError
+from mmjax.types.batch import AnyArray
 
 Skip = tuple[str, str]  # reason, message
 
@@ -31,6 +33,7 @@ TOO_LONG = "longer than a row"
 # Reasons for which an example is noted, but used: a run may have any number of them.
 CUT, UNLEARNT = "cut at the longest example", "nothing left to learn after the cut"
 NOTED = (CUT, UNLEARNT)
+SHARES = {"fill": ("useful", "positions"), "media_fill": ("media", "slots")}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,15 +43,11 @@ class Report:
     Args:
       items: examples that were looked at.
       skipped: (reason, message) of each one, or each medium, that was left out or cut.
-      facts: by name, a number for every row: positions of text and source that hold a token ("useful") and all of them
-        ("positions"), media slots that hold a medium ("media") and all of them ("slots"), each where there are any; and how
-        many examples or media were left out ("skipped") and cut ("cut").
       window, row: where the next batch of a packed stream starts.
     """
 
     items: int
     skipped: tuple[Skip, ...]
-    facts: Mapping[str, Int[np.ndarray, "b"]]
     window: int = 0
     row: int = 0
 
@@ -163,6 +162,10 @@ class Renderer:
         numbers = np.random.default_rng(draw(self.seed, "augment", position, index))
         return lambda image: change(image, numbers)
 
+    def empty(self) -> Batch:
+        """A batch without examples, for its structure."""
+        return self.batch([])[0]
+
     def batch(self, rows: list[list[int]], window: int = 0, row: int = 0) -> tuple[Batch, Report]:
         """Assembles the positions of each row that is held here into a batch; media of other rows are not even read."""
         held = range(self.shape.rows) if self.held is None else self.held
@@ -174,13 +177,24 @@ class Renderer:
             filled.append([item for item, _ in made if item is not None])
             skipped.append([skip for _, skips in made for skip in skips])
         batch = assemble(filled, dataclasses.replace(self.shape, rows=len(held)), prior=self.prior)
-        items, facts = sum(map(len, chosen)), _facts(batch, self.shape, skipped)
-        return batch, Report(items, tuple(skip for skips in skipped for skip in skips), facts, window, row)
+        batch = dataclasses.replace(batch, facts=row_facts(batch, self.shape, skipped))
+        return batch, Report(sum(map(len, chosen)), tuple(skip for skips in skipped for skip in skips), window, row)
 
 
-def _facts(batch: Batch, shape: BatchShape, skipped: list[list[Skip]]) -> dict[str, np.ndarray]:
-    """What `Report` tells of every row."""
-    facts = {
+def row_facts(batch: Batch, shape: BatchShape, skipped: Sequence[Sequence[Skip]]) -> dict[str, Int[np.ndarray, "b"]]:
+    """What the metrics say of each row of a batch.
+
+    Args:
+      batch: without facts.
+      shape: of all of it.
+      skipped: of each row, what was left out or cut.
+
+    Returns:
+      Positions of text and source that hold a token ("useful") and all of them ("positions"), media slots that hold a medium
+      ("media") and all of them ("slots"), each where there are any; and how many examples or media were left out ("skipped")
+      and cut ("cut").
+    """
+    facts: dict[str, Any] = {
         "skipped": [sum(reason not in NOTED for reason, _ in skips) for skips in skipped],
         "cut": [sum(reason == CUT for reason, _ in skips) for skips in skipped],
     }
@@ -191,6 +205,21 @@ def _facts(batch: Batch, shape: BatchShape, skipped: list[list[Skip]]) -> dict[s
         used = sum(media.mask.sum(1) for media in batch.media.values())
         facts |= {"media": used, "slots": [shape.media] * len(skipped)}
     return {name: np.asarray(numbers, np.int32) for name, numbers in facts.items()}
+
+
+def totals(facts: Mapping[str, Int[AnyArray, "b"]]) -> dict[str, Any]:
+    """What the metrics say of a batch.
+
+    Args:
+      facts: of its rows, as of `row_facts`.
+
+    Returns:
+      The shares of text positions ("fill") and of media slots ("media_fill") that are used, where there are any, and the
+      numbers of examples that were left out ("skipped") and cut ("cut"), broken media included.
+    """
+    sums = {name: numbers.sum() for name, numbers in facts.items()}
+    shares = {name: sums[part] / sums[whole] for name, (part, whole) in SHARES.items() if whole in sums}
+    return shares | {name: sums[name] for name in ("skipped", "cut") if name in sums}
 
 
 def _cuts(name: str, segments: tuple[TokenisedSegment, ...]) -> Iterator[Skip]:

@@ -15,24 +15,20 @@ from typing import Any
 
 import grain.python as grain
 import jax
-import numpy as np
 from absl import flags
-from jaxtyping import Int
 
 from mmjax.data import packing, records
-from mmjax.data.batch import NO_PRIOR, assemble
+from mmjax.data.batch import NO_PRIOR
 from mmjax.data.config import DataConfig
 from mmjax.data.mixture import mix
 from mmjax.data.processor import Processor
 from mmjax.data.render import NOTED, TOO_LONG, OnePerRow, Packed, Renderer, Report
 from mmjax.data.templates import template
 from mmjax.types import Batch, Source, UserError
-from mmjax.types.batch import AnyArray
 
 log = logging.getLogger(__name__)
 
 BROKEN_SHARE, TOO_LONG_SHARE, AT_LEAST = 0.001, 0.1, 10
-SHARES = {"fill": ("useful", "positions"), "media_fill": ("media", "slots")}
 READ_THREADS = 2
 # Settings that some runs did not have yet: where they have their defaults, these runs must still find their place.
 YOUNGER = (
@@ -48,7 +44,6 @@ class DataStream:
       fingerprint: hex digest of everything that decides which batch comes when; compare it before resuming.
       skipped: media and examples left out so far.
       reasons: their number by reason, and that of the examples that were cut. The first of each is logged.
-      facts: of the rows of the batch given last, see `mmjax.data.render.Report`; `totals` sums them up.
     """
 
     def __init__(self, batches: Iterator, structure: Any, fingerprint: str, start: int, position: Mapping[str, int]):
@@ -56,7 +51,6 @@ class DataStream:
         self.fingerprint = fingerprint
         self._position = {"batch": start, **position}
         self._items = 0
-        self.facts: Mapping[str, Int[np.ndarray, "b"]] = {}
         self._sums: collections.Counter[str] = collections.Counter()
         self.reasons: collections.Counter[str] = collections.Counter()
         self._messages: dict[str, str] = {}
@@ -79,10 +73,10 @@ class DataStream:
                 log.warning("data: %s: %s; more of them are counted", reason, message)
                 self._messages[reason] = message
             self.reasons[reason] += 1
-        self.facts = report.facts
-        self._sums.update({name: int(numbers.sum()) for name, numbers in report.facts.items()})
         self._check()
-        return jax.tree.unflatten(self._structure, leaves)
+        batch = jax.tree.unflatten(self._structure, leaves)
+        self._sums.update({name: int(numbers.sum()) for name, numbers in batch.facts.items()})
+        return batch
 
     @property
     def skipped(self) -> int:
@@ -113,21 +107,6 @@ class DataStream:
                     if reason not in NOTED
                 )
                 raise UserError(f"{self.skipped} of {self._items} examples cannot be used, the limit is {share:.1%}: {table}")
-
-
-def totals(facts: Mapping[str, Int[AnyArray, "b"]]) -> dict[str, Any]:
-    """What a metrics line says about a batch.
-
-    Args:
-      facts: by row, of this process's or, on devices, of all rows.
-
-    Returns:
-      the shares of text positions ("fill") and of media slots ("media_fill") that are used, where there are any, and the
-      numbers of examples that were left out ("skipped") and cut ("cut"), broken media included.
-    """
-    sums = {name: numbers.sum() for name, numbers in facts.items()}
-    shares = {name: sums[part] / sums[whole] for name, (part, whole) in SHARES.items() if whole in sums}
-    return shares | {name: sums[name] for name in ("skipped", "cut") if name in sums}
 
 
 def make_stream(
@@ -180,7 +159,7 @@ def make_stream(
     else:
         batcher = OnePerRow(renderer)
     digest = _fingerprint(config, seed, sources, renderer.processor, from_records=open_source is records.open_source)
-    structure = jax.tree.structure(assemble([], renderer.shape, prior=prior))
+    structure = jax.tree.structure(renderer.empty())
     return DataStream(_read(batcher, start, config.workers), structure, digest, start, position)
 
 

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from typing import NoReturn
 
 from mmjax.parallel import roll_call
+from mmjax.parallel.last_words import speak_at_abort
 from mmjax.types.errors import UserError
 
 MISSING_AFTER, GIVE_UP_AFTER = 60.0, 1800.0  # seconds
@@ -132,6 +133,12 @@ def _join(place: Place) -> None:
         cluster_detection_method="deactivate",  # it is found already
         initialization_timeout=JOIN_SECONDS,
         heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
+    )
+
+    speak_at_abort(
+        f"process {place.index} on {socket.gethostname()} ends, because process 0 at {place.coordinator}, which keeps the run "
+        "together, has ended or has found another one gone. Look there for the cause; the same command on all hosts resumes "
+        "from the last checkpoint."
     )
 
 

@@ -65,7 +65,7 @@ class Patience:
         """Prints the message if it is time to."""
         if self.waited() > self._next:
             self._next += self.missing_after
-            print(f"waiting since {self.waited():.0f} s: {message}", file=sys.stderr, flush=True)
+            print(f"waited {self.waited():.0f} s: {message}", file=sys.stderr, flush=True)
 
 
 def _call(port: int, me: dict[str, Any], remedy: str, patience: Patience) -> None:

@@ -31,6 +31,10 @@ class Goodput:
         previous, self._account, self._since = self._account, account, instant
         return previous
 
+    def account(self) -> str:
+        """The account that time is charged to now: what is under way."""
+        return self._account
+
     @contextlib.contextmanager
     def charge(self, account: str) -> Iterator[None]:
         """Charges what happens inside to an account; the outer account stands still meanwhile."""

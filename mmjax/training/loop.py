@@ -74,7 +74,6 @@ class Loop:
       examples: rows of a batch, for the speed.
       record: kept with every checkpoint, besides what `Loop.resume` needs.
       position: where the batch after the one taken last starts, as JSON.
-      facts: what a metrics line says about the batch taken last, besides the step's metrics.
       check: (metrics, step) -> None on the host, once per step; raises UserError to stop the run.
       evaluate: (state, step) -> results, by name.
       compilations: how many programs `step` has compiled so far.
@@ -91,7 +90,6 @@ class Loop:
         examples: int = 1,
         record: Mapping[str, Any] | None = None,
         position: Callable[[], Any] | None = None,
-        facts: Callable[[], Mapping[str, float]] = dict,
         check: Callable[[Mapping[str, float], int], None] = lambda metrics, step: None,
         evaluate: Callable[[Any, int], Mapping[str, float]] | None = None,
         compilations: Callable[[], int] | None = None,
@@ -99,7 +97,6 @@ class Loop:
     ):
         self.stage, self.step, self.schedule, self.services = stage, step, schedule, services
         self.examples, self.record, self.position, self.replayed = examples, dict(record or {}), position, replayed
-        self.facts = facts
         self.check, self.evaluate, self.compilations = check, evaluate, compilations
         self._pending: collections.deque[tuple[int, Mapping[str, Any]]] = collections.deque()
         self._window: list[dict[str, float]] = []  # metrics of the steps since the last line
@@ -151,14 +148,13 @@ class Loop:
                 raise Stopped(signum, self.stage, done)
             services.profile.before(done)
             batch = self._next(batches, done)
-            facts = self.facts()
             with services.goodput.charge("compile" if done == start else "replay" if done < self.replayed else "step"):
                 state, metrics = self.step(state, batch)
                 if done == start:
                     jax.block_until_ready(metrics)
                     self._saved_at = time.monotonic()
                 done += 1
-                self._pending.append((done, {**metrics, **facts}))
+                self._pending.append((done, metrics))
                 self._settle(leave=1)
             services.checkpoints.poll()
             compiled = self._count_compilations(compiled, done)
@@ -246,7 +242,10 @@ class Loop:
         if jax.process_count() == 1:
             return due
         # Clocks differ between processes: the first one's counts, asked for as seldom as a line is written.
-        return step % schedule.log_every == 0 and bool(multihost_utils.broadcast_one_to_all(np.array(due)))
+        if step % schedule.log_every:
+            return False
+        self._settle()  # two programs that talk between processes at once may wait for each other for ever, on CPUs
+        return bool(multihost_utils.broadcast_one_to_all(np.array(due)))
 
     def _save(self, state: Any, step: int) -> None:
         self._settle()

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import itertools
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from mmjax.data.prefetch import prefetch
 from mmjax.data.priors import count_answer_prior
 from mmjax.data.processor import Processor
 from mmjax.data.records import open_source
-from mmjax.data.stream import make_stream, totals
+from mmjax.data.stream import make_stream
 from mmjax.evaluation.evaluate import evaluate_model
 from mmjax.evaluation.report import write_report
 from mmjax.evaluation.summary import print_summary
@@ -54,8 +55,8 @@ def train(config: Any, workdir: str | Path, stage: str | None = None) -> dict[st
 
     Args:
       config: an Experiment, or the mapping that a config file's `get_config` gives.
-      workdir: holds config.json, parts.json, metrics.jsonl, tensorboard/, checkpoints/<stage>/<step>/, tokenizer/, eval/ and
-        report.html.
+      workdir: holds config.json, parts.json, metrics.jsonl, tensorboard/, checkpoints/<stage>/<step>/, tokenizer/, eval/,
+        compilation_cache/ and report.html.
       stage: train this stage only; those before it must be finished.
 
     Returns:
@@ -74,6 +75,9 @@ def train(config: Any, workdir: str | Path, stage: str | None = None) -> dict[st
         stop = stack.enter_context(StopRequests())
         # 1. One run per workdir.
         stack.enter_context(run_lock(workdir) if primary else contextlib.nullcontext())
+        # What is compiled once is there for every later start, unless JAX_COMPILATION_CACHE_DIR names another place.
+        if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+            jax.config.update("jax_compilation_cache_dir", str(workdir / "compilation_cache"))
         # 2. The workdir belongs to this config.
         check_config(experiment, workdir, primary)
         logging_config = experiment.logging
@@ -85,8 +89,16 @@ def train(config: Any, workdir: str | Path, stage: str | None = None) -> dict[st
             config=to_dict(experiment),
         )
         stack.enter_context(contextlib.closing(metrics))
-        watchdog = stack.enter_context(Watchdog(workdir / "stacks.txt", logging_config.hang_seconds))
-        run = Run(experiment, workdir, primary, metrics, Goodput(), watchdog, stop)
+        goodput = Goodput()
+        watchdog = stack.enter_context(
+            Watchdog(
+                workdir / "stacks.txt",
+                logging_config.hang_seconds,
+                logging_config.peer_seconds,
+                doing=goodput.account,
+            )
+        )
+        run = Run(experiment, workdir, primary, metrics, goodput, watchdog, stop)
         # 3. Whatever can be wrong with any stage without arrays is found before the first one trains.
         assemblies = [assemble(experiment, each) for each in experiment.stages.values()]
         # 4. The stages in order; what one has trained is where the next one starts.
@@ -199,7 +211,7 @@ class Run:
                 f"the data of stage {stage.name!r} are not those that the run in {self.workdir} has used up to step {start} "
                 "(a data set or tokenizer has changed); restore them, or give another --workdir"
             )
-        put, summed = to_devices(assembly.mesh, stage.data.rows), jax.jit(totals)
+        put = to_devices(assembly.mesh, stage.data.rows)
         with contextlib.closing(stream), prefetch(stream, put, stage.data.prefetch) as batches:
             with self.goodput.charge("data"):
                 first = next(batches)
@@ -223,7 +235,6 @@ class Run:
                 examples=stage.data.rows,
                 record={"fingerprint": stream.fingerprint},
                 position=batches.position,
-                facts=lambda: summed(batches.facts()),
                 check=lambda metrics, step: guard.check(stage.guard, metrics, step, stage=stage.name),
                 evaluate=lambda state, step: evaluator(state, final=False),
                 compilations=step._cache_size,

@@ -245,6 +245,7 @@ class LoggingConfig:
       wandb_project: Weights & Biases project; "" = off.
       profile_stage, profile_start, profile_steps: a `jax.profiler` window; profile_steps 0 = off.
       hang_seconds: dump all stacks and exit when no step ends for this long; 0 = off.
+      peer_seconds: the same when another process of the run is silent for this long; 0 = off.
     """
 
     tensorboard: bool = True
@@ -253,6 +254,7 @@ class LoggingConfig:
     profile_start: int = 10
     profile_steps: int = 0
     hang_seconds: float = 1800.0
+    peer_seconds: float = 60.0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

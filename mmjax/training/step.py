@@ -11,6 +11,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float
 
+from mmjax.data.render import totals
 from mmjax.layers.attention import attention_by
 from mmjax.layers.parameters import Definition, Parameters
 from mmjax.layers.stack import remat
@@ -77,8 +78,8 @@ def make_train_step(
     """The jitted step of a stage: step(state, frozen, batch) -> (state, metrics).
 
     `state` is donated, `frozen` is not, and nothing but `state.trainable` is differentiated. Metrics are replicated float32
-    scalars: "loss", "loss/<term>" (unweighted means), the objective's, "gradient_norm" (before clipping), "learning_rate",
-    "guard/skipped", "guard/consecutive".
+    scalars: "loss", "loss/<term>" (unweighted means), the objective's, those of `mmjax.data.render.totals`, "gradient_norm"
+    (before clipping), "learning_rate", "guard/skipped", "guard/consecutive".
 
     Args:
       definition, stage, objective, optimizer: what to train and how.
@@ -138,6 +139,7 @@ def make_train_step(
             "loss": loss,
             **{f"loss/{term}": _mean(sums[term], counts[term]) for term in sums},
             **{name: _mean(*ratio) for name, ratio in metrics.items()},
+            **totals(getattr(batch, "facts", {})),
             "gradient_norm": norm,
             "learning_rate": optimizer.learning_rate(state.opt_state),
             "guard/skipped": guard.skipped,

@@ -85,6 +85,7 @@ class Batch:
       source: what the encoder of an encoder–decoder language model reads. A segment of the text sees the segment of the same
         number of its row's source; targets and loss weights are not used.
       prior_index: row of the objective's answer-prior table at a text position, 0 = no prior.
+      facts: what the metrics say of the data, by name, a number for every row; see `mmjax.data.render`.
     """
 
     text: Text | None = None
@@ -93,3 +94,4 @@ class Batch:
     feature_index: Int[AnyArray, "b t_or_s"] | None = None
     source: Text | None = None
     prior_index: Int[AnyArray, "b t"] | None = None
+    facts: dict[str, Int[AnyArray, "b"]] = dataclasses.field(default_factory=dict)

@@ -11,7 +11,8 @@ import pytest
 from mmjax.data.config import DataConfig, SourceConfig
 from mmjax.data.media.tiles import Tiling
 from mmjax.data.processor import Processor
-from mmjax.data.stream import make_stream, totals
+from mmjax.data.render import totals
+from mmjax.data.stream import make_stream
 from mmjax.data.templates import TEMPLATES
 from mmjax.types import Example, Medium, Part, Turn, UserError
 from tests.data.conftest import Sources, png
@@ -72,7 +73,8 @@ def test_every_cut_is_counted_and_named(processor, pack, caplog):
     with caplog.at_level(logging.WARNING):
         stream, batches = read(settings, processor, long, 10)
     assert stream.reasons["cut at the longest example"] > 0 and stream.skipped == 0
-    assert totals(stream.facts).keys() == {"fill", "media_fill", "cut", "skipped"} and 0 < totals(stream.facts)["fill"] <= 1
+    facts = totals(batches[-1].facts)
+    assert facts.keys() == {"fill", "media_fill", "cut", "skipped"} and 0 < facts["fill"] <= 1
     (line,) = [record.getMessage() for record in caplog.records if "cut at the longest example" in record.getMessage()]
     assert "example 'talks/" in line and "(data.longest" in line
     longest = max(np.bincount(row[row > 0]).max() for batch in batches for row in batch.text.segments if row.any())

@@ -72,7 +72,7 @@ def test_processes_share_a_batch(either, processor, world, monkeypatch):
     """Each makes its own rows, and never opens the media of the others'; facts and places are those of the whole."""
     whole = make_stream(either, processor, 3, open_source=world)
     batches = [next(whole) for _ in range(12)]
-    facts, place = whole.facts, whole.position()
+    place = whole.position()
     whole.close()
     decoded, image = [], Processor.image
     monkeypatch.setattr(Processor, "image", lambda *given: decoded.append(0) or image(*given))
@@ -83,9 +83,6 @@ def test_processes_share_a_batch(either, processor, world, monkeypatch):
         stream.close()
         assert_same(own, [jax.tree.map(lambda leaf: leaf[list(held)], batch) for batch in batches])  # noqa: B023
         assert stream.fingerprint == whole.fingerprint and stream.position() == place
-        assert {name: numbers.tolist() for name, numbers in stream.facts.items()} == {
-            name: numbers[list(held)].tolist() for name, numbers in facts.items()
-        }
         shown = sum(int(batch.media["image"].mask.sum()) for batch in batches)
         assert len(decoded) < 0.75 * shown, "half of the media and those of a few batches read ahead"
 

@@ -1,7 +1,7 @@
 """A small real training run in a process of its own, for tests that kill it.
 
 Usage: toy.py WORKDIR [--steps=N] [--pace=SECONDS] [--save-every=N] [--hang-at=N] [--hang-seconds=S] [--nan-from=N] [--width=N]
-       [--process=I --processes=N --port=P]
+       [--process=I --processes=N --port=P --peer-seconds=S --hang-process=I]
 A two-layer network with dropout and AdamW learns from batches that are a pure function of their number.
 """
 
@@ -19,6 +19,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from mmjax.parallel import processes
 from mmjax.training.checkpoint import Checkpoints, flatten
 from mmjax.training.digest import digests
 from mmjax.training.goodput import Goodput
@@ -78,7 +79,7 @@ def batches(start: int, options):
         x = rng.normal(size=(8, 4)).astype(np.float32)
         if number >= options.nan_from:
             x[:] = np.nan
-        if number == options.hang_at:
+        if number == options.hang_at and options.process == options.hang_process:
             time.sleep(1000)
         time.sleep(options.pace)
         yield {"x": x, "y": np.sin(x.sum(-1, keepdims=True))}
@@ -114,6 +115,8 @@ def main(arguments: list[str] | None = None):
     parser.add_argument("--save-every", type=int, default=4)
     parser.add_argument("--hang-at", type=int, default=-1)
     parser.add_argument("--hang-seconds", type=float, default=0.0)
+    parser.add_argument("--peer-seconds", type=float, default=0.0)
+    parser.add_argument("--hang-process", type=int, default=0)
     parser.add_argument("--nan-from", type=int, default=10**9)
     parser.add_argument("--width", type=int, default=16)
     parser.add_argument("--process", type=int, default=0)
@@ -121,16 +124,14 @@ def main(arguments: list[str] | None = None):
     parser.add_argument("--port", type=int, default=0)
     options = parser.parse_args(arguments)
     if options.processes > 1:
-        jax.distributed.initialize(
-            f"127.0.0.1:{options.port}", options.processes, options.process, heartbeat_timeout_seconds=10
-        )
+        processes.start(f"127.0.0.1:{options.port}", options.processes, options.process)
     primary = options.process == 0
     with contextlib.ExitStack() as stack:
         stop = stack.enter_context(StopRequests())
         stack.enter_context(run_lock(options.workdir) if primary else contextlib.nullcontext())
         metrics = stack.enter_context(contextlib.closing(Metrics(options.workdir, primary=primary)))
         checkpoints = stack.enter_context(contextlib.closing(Checkpoints(options.workdir / "checkpoints" / STAGE)))
-        watchdog = stack.enter_context(Watchdog(options.workdir / "stacks.txt", options.hang_seconds))
+        watchdog = stack.enter_context(Watchdog(options.workdir / "stacks.txt", options.hang_seconds, options.peer_seconds))
         state = fresh(init(options.width))
         place = lambda tree: tree  # noqa: E731
         if options.processes > 1:
@@ -165,4 +166,4 @@ if __name__ == "__main__":
         main()
     except UserError as error:
         print(error, file=sys.stderr)
-        sys.exit(2)
+        processes.leave(2)
