@@ -52,7 +52,10 @@ OPTIMIZER = {
 def configured(name: str, rows: int = ROWS, **fields: Any) -> tuple[Experiment, Stage]:
     """The experiment of a system, and its stage with small batches and a learning rate that does not wait."""
     module, arg, stage_name, sizes = SYSTEMS[name]
-    experiment = from_config(Experiment, importlib.import_module(f"experiments.{module}").get_config(arg))
+    config = importlib.import_module(f"experiments.{module}").get_config(arg)
+    if "t5" in name:
+        config.parts.llm.heads = 4  # the table of its relative positions has a column for each, over `tensor`
+    experiment = from_config(Experiment, config)
     stage = experiment.stages[stage_name]
     optimizer = dataclasses.replace(stage.optimizer, **OPTIMIZER, accumulation=fields.pop("accumulation", 1))
     objective = dataclasses.replace(stage.objective, chunk=fields.pop("chunk", 24))

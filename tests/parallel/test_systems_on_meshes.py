@@ -19,6 +19,10 @@ QUICK = [("minigpt4", (1, 2, 1, 4)), ("llava_lora", (2, 1, 2, 2))]
 OTHERS = [(name, mesh) for name in SYSTEMS for mesh in MESHES if (name, mesh) not in QUICK]
 
 
+def named(cases):
+    return [f"{name}-{'.'.join(map(str, mesh))}" for name, mesh in cases]
+
+
 def sizes(mesh):
     return dict(zip(MESH_AXES, mesh, strict=True))
 
@@ -47,13 +51,13 @@ def check_step(name, mesh, **fields):
         assert moments(state)[path].sharding.is_equivalent_to(wanted, leaf.ndim)
 
 
-@pytest.mark.parametrize(("name", "mesh"), QUICK)
+@pytest.mark.parametrize(("name", "mesh"), QUICK, ids=named(QUICK))
 def test_the_step_of_one_device(name, mesh):
     check_step(name, mesh)
 
 
 @pytest.mark.heavy
-@pytest.mark.parametrize(("name", "mesh"), OTHERS)
+@pytest.mark.parametrize(("name", "mesh"), OTHERS, ids=named(OTHERS))
 def test_the_step_of_one_device_for_every_other_system_and_mesh(name, mesh):
     check_step(name, mesh)
 
