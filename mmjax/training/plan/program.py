@@ -16,7 +16,7 @@ from mmjax.training.assembly import Assembly, stage_mesh
 from mmjax.training.assembly import assemble as assemble_stage
 from mmjax.training.stage import Experiment, Stage
 from mmjax.training.step import lower_step, make_train_step
-from mmjax.types import Batch
+from mmjax.types import Batch, UserError
 
 UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 # How the TPU compiler says what a program needs and what there is.
@@ -114,8 +114,8 @@ def compile_program(program: Program) -> Compiled:
     try:
         compiled = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
-        if not str(error).startswith("RESOURCE_EXHAUSTED"):
-            raise
+        if not REFUSAL.search(str(error)):  # it is not the memory: a kernel's scratch, a layout, a flag
+            raise UserError(f"the compiler refuses the step: {' '.join(str(error).split())[:400]}") from None
         return _refused(str(error), time.perf_counter() - start)
     return Compiled(time.perf_counter() - start, _memory(compiled.memory_analysis()), text=_text(compiled))
 
