@@ -20,6 +20,7 @@ from jax._src import distributed
 FOLDER = "mmjax/peers/"
 TOLD_PER_LIMIT = 6  # times that a process tells of itself before silence is judged, …
 SLOWEST = 2.0  # … at least once in so many seconds
+NAMED = 8  # processes in a message
 LINGER = 2  # of these times, for the others to read why process 0, which keeps the store, ends
 
 
@@ -76,10 +77,10 @@ class Peers:
         """Which processes have come least far, and what they are doing."""
         beats = {index: other["beats"] for index, other in self._others.items()} | {self.index: self._status()["beats"]}
         slowest = [index for index, number in sorted(beats.items()) if number == min(beats.values())]
-        if len(slowest) == self.count:
-            return f"all {self.count} processes stand at the same point"
         what = self._others | {self.index: self._status()}
-        return "waited for: " + ", ".join(f"{self._name(index)} (in {what[index]['doing']!r})" for index in slowest)
+        named = ", ".join(f"{self._name(index)} (in {what[index]['doing']!r})" for index in slowest[:NAMED])
+        more = f" and {len(slowest) - NAMED} more" if len(slowest) > NAMED else ""
+        return ("all stand at the same point: " if len(slowest) == self.count else "waited for: ") + named + more
 
     def wait_for_problem(self) -> str:
         """`problem`, as soon as there is one; "" if none shows within a little more than the limit."""

@@ -170,7 +170,8 @@ def test_a_hanging_process_is_named(tmp_path, hanging):
         ends = [pod.end(index, seconds=60) for index in range(2)]
         assert time.monotonic() - began < 15 + 10
     assert all(code in (1, -signal.SIGABRT) for code, _ in ends)
-    assert any("the run hangs; waited for: process " + str(hanging) in output for _, output in ends), ends
+    name = f"process {hanging} on {socket.gethostname()} (pid {pod.processes[hanging].pid}) (in 'data')"
+    assert any("the run hangs; " in output and name in output for _, output in ends), ends
     assert "in batches" in (tmp_path / f"stacks.{hanging}.txt").read_text()
     assert (tmp_path / f"stacks.{1 - hanging}.txt").stat().st_size
 
@@ -255,6 +256,8 @@ def test_two_processes_train_as_one(make, command, tmp_path, mesh):
         np.testing.assert_allclose(*([line[name] for line in lines] for lines in (ours, theirs)), rtol=1e-5)
     trained, expected = load_model(two).parameters, load_model(one).parameters
     for path, value in expected.items():
+        if path.endswith("key.bias"):
+            continue  # its gradient is 0, since a softmax ignores what all keys share: Adam scales up the rounding
         np.testing.assert_allclose(trained[path], value, rtol=1e-4, atol=1e-5, err_msg=path)
 
 
