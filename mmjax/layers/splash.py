@@ -19,9 +19,7 @@ from mmjax.parallel.attention import attention_specs
 from mmjax.parallel.rows import layout_in_use, mesh_in_use, mesh_size, platform
 
 LANES = 128  # a block is a multiple of the width of a TPU's vector registers
-# Queries, and keys, that the kernel works on at once: by kind of chip, what fits the memory of its vector unit.
-BLOCKS = {"TPU v6 lite": 2048}
-BLOCK = 1024  # of all other kinds
+BLOCK = 1024  # queries, and keys, that the kernel works on at once: more do not fit the memory of the vector unit
 WIDE = 512  # bytes of a head's features above which a block has half as many
 # The kinds on which one kernel makes all gradients, where the others read queries and keys twice: it needs room.
 FUSED_BACKWARD = ("TPU v6 lite", "TPU7x")
@@ -50,7 +48,7 @@ def splash_attention(
     """
     mesh = mesh_in_use()
     shards = mesh_size("sequence") if "text" in layout_in_use() else 1
-    most = _block_limit(mesh, query.shape[-1] * query.dtype.itemsize)
+    most = _block_limit(query.shape[-1] * query.dtype.itemsize)
     block_q, queries = _blocks(query.shape[1], most, shards)
     # In order, padded queries have padded keys beside them: a device with nothing to compute is an error of the kernel.
     block_kv, keys = _blocks(queries if causal else key.shape[1], most)
@@ -104,9 +102,8 @@ def _blocks(slots: int, most: int, shards: int = 1) -> tuple[int, int]:
     return block, count * block * shards
 
 
-def _block_limit(mesh: Mesh | None, feature_bytes: int) -> int:
-    most = BLOCKS.get(_kind(mesh), BLOCK)
-    return most if feature_bytes <= WIDE else most // 2
+def _block_limit(feature_bytes: int) -> int:
+    return BLOCK if feature_bytes <= WIDE else BLOCK // 2
 
 
 def _kind(mesh: Mesh | None) -> str:

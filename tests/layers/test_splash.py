@@ -11,8 +11,10 @@ import pytest
 
 from mmjax.layers import splash
 from mmjax.layers.attention import Mask, attend, attention_by
+from mmjax.parallel.axes import batch_sharding
 from mmjax.parallel.mesh import make_mesh
 from mmjax.parallel.rows import TEXT, laid_out, rows_on
+from mmjax.parallel.topology import find_devices, parse_topology, prepare
 
 DRAW = np.random.default_rng(0)
 # Two packed segments and padding behind them; a row that is whole.
@@ -103,3 +105,22 @@ def test_rows_heads_and_queries_are_split_over_a_mesh(sizes, kind, kv_heads, mon
 )
 def test_blocks_are_alike_and_pad_little(slots, most, shards, expected):
     assert splash._blocks(slots, most, shards) == expected
+
+
+@pytest.mark.parametrize("name", ["v5e:2x2", "v6e:2x2", "v5p:2x2x1"])
+def test_gradients_at_the_widths_of_a_7b_fit_the_vector_memory(name):
+    """Three kernels, or two, whose blocks are as large as they may be: a compiler refuses them where they are too large."""
+    topology = parse_topology(name)
+    prepare(topology)
+    mesh = make_mesh({"fsdp": 4}, find_devices(topology))
+    rows = batch_sharding(mesh)
+    x = jax.ShapeDtypeStruct((4, 3840, 32, 128), jnp.bfloat16, sharding=rows)
+    segments = jax.ShapeDtypeStruct((4, 3840), jnp.int32, sharding=rows)
+
+    def total(query, key, value, segments):
+        with rows_on(mesh):
+            output = splash.splash_attention(query, key, value, (segments, segments), causal=True, scale=1.0)
+        return output.astype(jnp.float32).sum()
+
+    compiled = jax.jit(jax.grad(total, argnums=(0, 1, 2))).lower(x, x, x, segments).compile()
+    assert compiled.memory_analysis().output_size_in_bytes >= 3 * 3840 * 32 * 128 * 2
