@@ -131,7 +131,9 @@ def main(arguments: list[str] | None = None):
         stack.enter_context(run_lock(options.workdir) if primary else contextlib.nullcontext())
         metrics = stack.enter_context(contextlib.closing(Metrics(options.workdir, primary=primary)))
         checkpoints = stack.enter_context(contextlib.closing(Checkpoints(options.workdir / "checkpoints" / STAGE)))
-        watchdog = stack.enter_context(Watchdog(options.workdir / "stacks.txt", options.hang_seconds, options.peer_seconds))
+        goodput = Goodput()
+        stacks = options.workdir / "stacks.txt"
+        watchdog = stack.enter_context(Watchdog(stacks, options.hang_seconds, options.peer_seconds, goodput.account))
         state = fresh(init(options.width))
         place = lambda tree: tree  # noqa: E731
         if options.processes > 1:
@@ -142,7 +144,7 @@ def main(arguments: list[str] | None = None):
             checkpoints=checkpoints,
             metrics=metrics,
             progress=stack.enter_context(contextlib.closing(StageProgress(STAGE, options.steps, start, shown=primary))),
-            goodput=Goodput(),
+            goodput=goodput,
             watchdog=watchdog,
             stop=stop,
             profile=ProfileWindow(options.workdir / "profile", 0, 0),
