@@ -177,7 +177,7 @@ def scaling_table(cache: dict[str, Any]) -> list[str]:
         mesh = " × ".join(f"{axis} {size}" for axis, size in plan["mesh"].items() if size > 1)
         time_, bound = f"{plan['roofline_seconds']:.2f}", plan["roofline"]["bound"]
         lines.append(f"| {entry.title} | `{topology}` | {mesh} | {ici:.2f} | {dcn:.2f} | {time_} | {bound} |")
-    return lines
+    return lines if len(lines) > 2 else ["Not compiled yet."]
 
 
 def write_page(cache: dict[str, Any]) -> None:
