@@ -1,8 +1,9 @@
 """Where every array lives: one table from logical axis names to mesh axes.
 
-Tensor and sequence parallelism follow the table and must divide. `fsdp` follows the table where that works, else it takes a
-leaf's largest dimension that it divides, else the leaf is replicated. The stacked `layers` axis is never sharded, since the
-scan over layers slices it.
+Tensor parallelism follows the table and must divide, as `sequence` must the positions of text. Parameters are stored in pieces
+over `fsdp` and `sequence` together, and gathered where they are used: these two follow the table where that works, else they
+take a leaf's largest dimension that they divide, else the leaf is replicated. The stacked `layers` axis is never sharded, since
+the scan over layers slices it.
 """
 
 from __future__ import annotations
@@ -38,11 +39,14 @@ LOGICAL_AXES: dict[str, Axes] = {
     "width": (),
     "rank": (),
     # parameters: widths that tensor parallelism splits
-    "vocab": ("fsdp", "tensor"),
+    "vocab": ("fsdp", "sequence", "tensor"),
     "heads": ("tensor",),
     "kv_heads": ("tensor",),
     "ffn": ("tensor",),
 }
+
+# The mesh axes over which parameters, their gradients and optimizer state are only stored: every use gathers them.
+STORAGE: Axes = ("fsdp", "sequence")
 
 # How the leaves of each field of a batch are split: the first of these layouts that divides, else the last as far as it does.
 _TEXT = (("batch", "text"),)
@@ -94,9 +98,12 @@ def shardings(
 
 
 def replicated_leaves(placement: Mapping[str, NamedSharding]) -> tuple[str, ...]:
-    """Paths of the leaves that `fsdp` could not split, so that every device of it holds them whole; () when fsdp is 1."""
+    """Paths of the leaves that none of STORAGE could cut, so that every device holds them whole; () where there is nothing
+    to cut over."""
     return tuple(
-        path for path, sharding in placement.items() if sharding.mesh.shape["fsdp"] > 1 and "fsdp" not in _used(sharding.spec)
+        path
+        for path, sharding in placement.items()
+        if any(sharding.mesh.shape[axis] > 1 for axis in STORAGE) and not _used(sharding.spec) & set(STORAGE)
     )
 
 
@@ -159,20 +166,26 @@ def _by_table(path: str, spec: Leaf, mesh: Mesh, stage: str) -> PartitionSpec:
             raise ValueError(f"{path}: unknown logical axis {name!r}; the table has {', '.join(LOGICAL_AXES)}")
         taken = {axis for axes in split for axis in axes}
         wanted = tuple(axis for axis in LOGICAL_AXES.get(name or "layers", ()) if axis not in taken and mesh.shape[axis] > 1)
-        hard = tuple(axis for axis in wanted if axis != "fsdp")
+        hard = tuple(axis for axis in wanted if axis not in STORAGE)
         _check(path, name, size, hard, mesh, stage)
         split.append(wanted if size % _ways(wanted, mesh) == 0 else hard)
-    fsdp = mesh.shape["fsdp"]
-    if fsdp > 1 and not any("fsdp" in axes for axes in split):
-        shares = [
-            size // _ways(axes, mesh) if name != "layers" else 0
-            for name, size, axes in zip(spec.axes, spec.shape, split, strict=True)
-        ]
-        candidates = [i for i, share in enumerate(shares) if share and share % fsdp == 0]
-        if candidates:
-            largest = max(candidates, key=lambda i: shares[i])
-            split[largest] = ("fsdp", *split[largest])
+    for pieces in (STORAGE, *((axis,) for axis in STORAGE)):
+        _store(spec, split, tuple(axis for axis in pieces if mesh.shape[axis] > 1), mesh)
     return PartitionSpec(*(axes or None for axes in split))
+
+
+def _store(spec: Leaf, split: list[Axes], pieces: Axes, mesh: Mesh) -> None:
+    """Cuts the largest dimension that these mesh axes divide into pieces, unless one of them cuts the leaf already."""
+    if not pieces or any(axis in axes for axes in split for axis in pieces):
+        return
+    shares = [
+        size // _ways(axes, mesh) if name != "layers" else 0
+        for name, size, axes in zip(spec.axes, spec.shape, split, strict=True)
+    ]
+    candidates = [i for i, share in enumerate(shares) if share and share % _ways(pieces, mesh) == 0]
+    if candidates:
+        largest = max(candidates, key=lambda i: shares[i])
+        split[largest] = (*pieces, *split[largest])
 
 
 def _override(path: str, spec: Leaf, mesh: Mesh, value: Sequence[Any] | Mapping[str, Any], stage: str) -> PartitionSpec:

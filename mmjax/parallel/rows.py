@@ -15,7 +15,7 @@ import jax
 from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Array, Shaped
 
-from mmjax.parallel.axes import layout_of, partition_spec
+from mmjax.parallel.axes import STORAGE, layout_of, partition_spec
 
 Tree = TypeVar("Tree")
 Layout = tuple[str | None, ...]
@@ -106,8 +106,8 @@ def keep_all_positions(x: Shaped[Array, "b s heads head_dim"]) -> Shaped[Array, 
 
 
 def gather_rows(table: Shaped[Array, "rows d"]) -> Shaped[Array, "rows d"]:
-    """A table for look-ups, which fsdp splits by rows: gathered as any weight, lest every device looks up all tokens."""
+    """A table for look-ups, stored in pieces of its rows: gathered as any weight, lest every device looks up all tokens."""
     mesh = _mesh.get()
-    if mesh is None or mesh.shape["fsdp"] == 1:
+    if mesh is None or all(mesh.shape[axis] == 1 for axis in STORAGE):
         return table
     return jax.lax.with_sharding_constraint(table, NamedSharding(mesh, partition_spec(table.shape, ("vocab_share",), mesh)))

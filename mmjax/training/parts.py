@@ -40,7 +40,7 @@ class Part:
       optimizer_bytes: of what is kept per trained weight: the optimizer's moments and the moving average.
       forward_flops: matrix FLOPs of one step's forward pass over the global batch.
       backward_flops: of all else in the step: gradients and what is computed again.
-      replicated: paths of leaves that fsdp could not split.
+      replicated: paths of leaves that are stored whole on every device, though they need not be.
     """
 
     parameters: int = 0
@@ -143,7 +143,7 @@ def print_parts(table: Mapping[str, Part], console: Console | None = None) -> No
         )  # fmt: skip
     console.print(shown)
     if TOTAL in table and table[TOTAL].replicated:
-        console.print(f"replicated, since fsdp divides none of their dimensions: {', '.join(table[TOTAL].replicated)}")
+        console.print(f"replicated, since neither fsdp nor sequence divides a dimension: {', '.join(table[TOTAL].replicated)}")
 
 
 def _total(parts: Iterable[Part]) -> Part:

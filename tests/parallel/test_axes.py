@@ -106,3 +106,18 @@ def test_batches_and_scalars():
     mesh = make_mesh({"replica": 2, "fsdp": 2, "tensor": 2})
     assert batch_sharding(mesh).spec == P(("replica", "fsdp")) and batch_shards(mesh) == 4
     assert replicated(mesh).is_fully_replicated
+
+
+def test_parameters_are_stored_in_pieces_over_fsdp_and_sequence():
+    mesh = make_mesh({"fsdp": 2, "tensor": 2, "sequence": 2})
+    specs = {
+        "wide": spec((3, 8, 16), "layers", "embed", "ffn"),
+        "vocabulary": spec((16, 6), "vocab", "embed"),
+        "two of four": spec((6, 3), None, None),
+        "odd": spec((3,), None),
+    }
+    placement = shardings(specs, mesh)
+    assert placement["wide"].spec == P(None, ("fsdp", "sequence"), "tensor")
+    assert placement["vocabulary"].spec == P(("fsdp", "sequence", "tensor"), None)
+    assert placement["two of four"].spec == P("fsdp", None)
+    assert replicated_leaves(placement) == ("odd",)

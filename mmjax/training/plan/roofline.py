@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 import jax.numpy as jnp
 from jax.sharding import NamedSharding
 
+from mmjax.parallel.axes import STORAGE
 from mmjax.parallel.topology import Topology
 from mmjax.training.flops_model import Flops
 from mmjax.training.parts import part_of
@@ -70,13 +71,13 @@ def roofline(program: Program, topology: Topology, flops: Mapping[str, Flops], c
 def memory_traffic(program: Program, flops: Mapping[str, Flops]) -> float:
     """Bytes that a step moves between a device and its memory: weights and optimizer, not activations.
 
-    Each pass reads every weight in the compute dtype, and where fsdp splits it writes what it has gathered first. The update
-    reads the state and the gradients and writes the state.
+    Each pass reads every weight in the compute dtype, and where it is stored in pieces writes what it has gathered first. The
+    update reads the state and the gradients and writes the state.
     """
     assembly, total = program.assembly, 0.0
     for path, size, sharding in _leaves(program):
-        whole = size / _ways(sharding, lambda axis: axis != "fsdp")
-        gathered = 2 if _ways(sharding, lambda axis: axis == "fsdp") > 1 else 1
+        whole = size / _ways(sharding, lambda axis: axis not in STORAGE)
+        gathered = 2 if _ways(sharding, STORAGE.__contains__) > 1 else 1
         total += _passes(program, flops, path) * gathered * whole * _sent_bytes(program, path)
         if path in assembly.state.trainable:
             total += (2 * 12 + 4) * size / _ways(sharding)  # float32 weight and two moments, read and written; the gradient
@@ -86,21 +87,22 @@ def memory_traffic(program: Program, flops: Mapping[str, Flops]) -> float:
 def expected_collectives(program: Program, flops: Mapping[str, Flops]) -> list[Collective]:
     """What parameters alone make the devices send, where the compiled program cannot be read.
 
-    Every pass gathers what fsdp splits; gradients are reduced and scattered over fsdp, and summed over replicas. What tensor
+    Every pass gathers what is stored in pieces; gradients are reduced and scattered, and summed over replicas. What tensor
     and sequence parallelism exchange of activations is not among it.
     """
     assembly, mesh = program.assembly, dict(program.assembly.mesh.shape)
     sums = {"all-gather": 0.0, "reduce-scatter": 0.0, "all-reduce": 0.0}
     for path, size, sharding in _leaves(program):
-        split = _ways(sharding, lambda axis: axis == "fsdp")
-        held = size * _sent_bytes(program, path) / _ways(sharding, lambda axis: axis != "fsdp")
+        split = _ways(sharding, STORAGE.__contains__)
+        held = size * _sent_bytes(program, path) / _ways(sharding, lambda axis: axis not in STORAGE)
         if split > 1:
             sums["all-gather"] += _passes(program, flops, path) * SENT["all-gather"](split) * held
         if path in assembly.state.trainable:
             kind = "reduce-scatter" if split > 1 else "all-reduce"
-            sums[kind] += assembly.stage.optimizer.accumulation * SENT[kind](mesh["fsdp"]) * held
+            sums[kind] += assembly.stage.optimizer.accumulation * SENT[kind](math.prod(mesh[axis] for axis in STORAGE)) * held
     dtype = program.stage.compute_dtype
-    found = [Collective(kind, ("fsdp",), dtype, 0, 0, sent) for kind, sent in sums.items() if sent]
+    axes = tuple(axis for axis in STORAGE if mesh[axis] > 1)
+    found = [Collective(kind, axes, dtype, 0, 0, sent) for kind, sent in sums.items() if sent]
     if mesh["replica"] > 1:
         trained = sum(size / _ways(sharding) for path, size, sharding in _leaves(program) if path in assembly.state.trainable)
         sent = SENT["all-reduce"](mesh["replica"]) * trained * _compute_bytes(program)
