@@ -159,6 +159,13 @@ def batch_shards(mesh: Mesh) -> int:
     return math.prod(mesh.shape[axis] for axis in LOGICAL_AXES["batch"])
 
 
+def without(sharding: NamedSharding, axis: str) -> NamedSharding:
+    """The same, but whole along one axis of the mesh."""
+    entries = [(entry,) if isinstance(entry, str) else entry or () for entry in sharding.spec]
+    kept = [tuple(name for name in entry if name != axis) or None for entry in entries]
+    return NamedSharding(sharding.mesh, PartitionSpec(*kept))
+
+
 def _by_table(path: str, spec: Leaf, mesh: Mesh, stage: str) -> PartitionSpec:
     split: list[Axes] = []
     for name, size in zip(spec.axes, spec.shape, strict=True):

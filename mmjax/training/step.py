@@ -15,7 +15,7 @@ from mmjax.data.render import totals
 from mmjax.layers.attention import attention_by
 from mmjax.layers.parameters import Definition, Parameters
 from mmjax.layers.stack import remat
-from mmjax.parallel.axes import batch_shards, leaf_sharding, replicated
+from mmjax.parallel.axes import batch_shards, leaf_sharding, replicated, without
 from mmjax.parallel.rows import rows_on
 from mmjax.training.guard import advance, is_bad, keep_if
 from mmjax.training.optimizer import Optimizer
@@ -92,6 +92,7 @@ def make_train_step(
     accumulation = stage.optimizer.accumulation
     _check(stage, objective, mesh)
     placement = jax.tree.map(lambda leaf: leaf.sharding, state.trainable)
+    reduced = jax.tree.map(lambda sharding: without(sharding, "sequence"), placement)
     differentiate = jax.value_and_grad(make_loss(definition, stage, objective), has_aux=True)
 
     def gradients(state: State, frozen: Parameters, batch: Any, counts: Scalars) -> tuple[Array, tuple[Scalars, Ratios], Any]:
@@ -99,6 +100,8 @@ def make_train_step(
 
         def one(micro_batch: Any, index: Any) -> tuple[Any, Any]:
             output, gradient = differentiate(state.trainable, frozen, micro_batch, counts, jax.random.fold_in(key, index))
+            # Over one axis XLA reduces and scatters at once, over two it would send every device all of the sum.
+            gradient = jax.lax.with_sharding_constraint(gradient, reduced)
             return output, jax.lax.with_sharding_constraint(_float32(gradient), placement)
 
         if accumulation == 1:
