@@ -119,6 +119,7 @@ def main(arguments: list[str] | None = None):
     parser.add_argument("--hang-process", type=int, default=0)
     parser.add_argument("--nan-from", type=int, default=10**9)
     parser.add_argument("--width", type=int, default=16)
+    parser.add_argument("--profile-steps", type=int, default=0)
     parser.add_argument("--process", type=int, default=0)
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--port", type=int, default=0)
@@ -147,7 +148,7 @@ def main(arguments: list[str] | None = None):
             goodput=goodput,
             watchdog=watchdog,
             stop=stop,
-            profile=ProfileWindow(options.workdir / "profile", 0, 0),
+            profile=ProfileWindow(options.workdir / "profile", 2, options.profile_steps),
         )
         step = jax.jit(train_step, donate_argnums=0)
         schedule = Schedule(steps=options.steps, log_every=3, save_every_steps=options.save_every)
