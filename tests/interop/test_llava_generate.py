@@ -77,6 +77,7 @@ def directory(request, tmp_path_factory):
     return kind, folder, reference
 
 
+@pytest.mark.usefixtures("optimised")
 def test_tokens_are_those_of_transformers(directory):
     """Batched and alone, greedily and with beams; the inputs' logits are compared on the way."""
     kind, folder, reference = directory

@@ -68,7 +68,8 @@ def test_packing_moves_neither_loss_nor_gradient(model):
     assert packed.feature_index.shape == (2, 70) and packed.text.tokens.shape == (2, 20)
     np.testing.assert_allclose(loss, expected, rtol=1e-5)
     for path, value in expected_gradient.items():
-        np.testing.assert_allclose(gradient[path], value, atol=2e-5, err_msg=path)
+        scale = max(1.0, np.abs(value).max())
+        np.testing.assert_allclose(gradient[path], value, rtol=0, atol=2e-5 * scale, err_msg=path)
     reached = ("encoders.image.", "connectors.image.", "llm.encoder.", "llm.decoder.", "llm.head.")
     assert all(any(path.startswith(part) and np.abs(gradient[path]).max() > 0 for path in gradient) for part in reached)
 
