@@ -56,7 +56,6 @@ class Entry:
 ENTRIES = (
     Entry("LLaVA-1.5-7B, projector", "llava/pretrain.py"),
     Entry("LLaVA-1.5-7B, LoRA", "llava/finetune_lora.py"),
-    Entry("LLaVA-1.5-7B, LoRA", "llava/finetune_lora.py", ("v5e:2x4",)),
     Entry("LLaVA-1.5-7B, full", "llava/finetune.py"),
     Entry("LLaVA-1.5-7B, full", "llava/finetune.py", ("v6e:2x4",)),
     Entry("LLaVA-1.5-7B, full", "llava/finetune.py", ("v5p:2x2x2",)),
