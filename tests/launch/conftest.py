@@ -24,6 +24,26 @@ def get_config(arg=""):
 """
 
 
+@pytest.fixture(scope="session")
+def repository(tmp_path_factory) -> dict[str, str]:
+    """What tells git where the project's commit is: nothing in a checkout, or a repository made beside unpacked files."""
+    if subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True).returncode == 0:
+        return {}
+    variables = {"GIT_DIR": str(tmp_path_factory.mktemp("repository")), "GIT_WORK_TREE": str(ROOT)}
+    git = ["git", "-c", "user.name=n", "-c", "user.email=e@example.org"]
+    for command in (["init", "--quiet"], ["add", "--all"], ["commit", "--quiet", "--message=first"]):
+        subprocess.run([*git, *command], cwd=ROOT, env={**os.environ, **variables}, check=True)
+    return variables
+
+
+@pytest.fixture
+def checkout(repository, monkeypatch) -> Path:
+    """The top of the project, which git knows."""
+    for name, value in repository.items():
+        monkeypatch.setenv(name, value)
+    return ROOT
+
+
 @pytest.fixture
 def config_file(tmp_path) -> Path:
     """A config file that trains nothing."""

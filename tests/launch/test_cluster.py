@@ -3,15 +3,12 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
-
 
 @pytest.fixture
-def flags(config_file) -> dict[str, str]:
+def flags(checkout, config_file) -> dict[str, str]:
     return {
         "--engine": "tpu_vm",
         "--topology": "v5e:4x4",
@@ -27,14 +24,14 @@ def arguments(flags: dict[str, str]) -> list[str]:
     return [f"{name}={value}" for name, value in flags.items()]
 
 
-def test_what_would_be_run_is_printed_and_nothing_is_run(flags, config_file):
+def test_what_would_be_run_is_printed_and_nothing_is_run(flags, config_file, checkout):
     call = [sys.executable, "-m", "launch.cluster", *arguments(flags), "--config.stages.vqa.steps=7", "--stage=vqa"]
-    done = subprocess.run(call, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(call, cwd=checkout, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     assert [line for line in done.stdout.splitlines() if line.startswith("==> ")] == ["==> run.sh <==", "==> host.sh <=="]
     assert "\nNAME=my-run\n" in done.stdout and "--accelerator-type=v5litepod-16" in done.stdout
     assert f"\nTRAIN=(--config={config_file} --config.stages.vqa.steps=7 --stage=vqa)\n" in done.stdout
-    assert not (ROOT / "runs/clusters/my-run").exists()
+    assert not (checkout / "runs/clusters/my-run").exists()
 
 
 @pytest.mark.parametrize(

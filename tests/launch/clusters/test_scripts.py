@@ -331,21 +331,21 @@ def test_gcloud_knows_every_command_and_flag(world, monkeypatch):
 
 
 @pytest.mark.heavy
-def test_a_host_really_trains_saves_and_resumes(tmp_path, monkeypatch):
+def test_a_host_really_trains_saves_and_resumes(tmp_path, monkeypatch, checkout):
     """No fake but the engine: the archive of this checkout, the real `launch.train`, and a SIGTERM in the middle of it."""
-    code = archive.find(ROOT, dirty=True)
+    code = archive.find(checkout, dirty=True)
     settings = ("--config.stages.lm.steps=60", "--config.stages.lm.log_every=1")
     train = ("--config=experiments/blip2/shapes.py", "--stage=lm", *settings)
     job = Job("r", parse("gpu:1"), "/shared/r", train, code.revision)
     host = tmp_path / "host.sh"
     host.write_text(fill("slurm", job)["host.sh"].replace("/shared/", f"{tmp_path}/shared/"))
-    checkout = tmp_path / "shared/r/code" / code.revision
-    checkout.mkdir(parents=True)
-    subprocess.run(["tar", "-xzf", archive.write(ROOT, code, tmp_path), "-C", checkout], check=True)
-    (checkout / ".venv").symlink_to(Path(sys.executable).parents[1])
+    unpacked = tmp_path / "shared/r/code" / code.revision
+    unpacked.mkdir(parents=True)
+    subprocess.run(["tar", "-xzf", archive.write(checkout, code, tmp_path), "-C", unpacked], check=True)
+    (unpacked / ".venv").symlink_to(Path(sys.executable).parents[1])
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
     prepare = [sys.executable, "-m", "launch.prepare", "--dataset=shapes", "--out=data/shapes", "--limit=300"]
-    subprocess.run(prepare, cwd=checkout, check=True)
+    subprocess.run(prepare, cwd=unpacked, check=True)
 
     def steps() -> list[int]:
         lines = metrics.read_text().splitlines() if metrics.exists() else []
