@@ -49,12 +49,18 @@ OPTIMIZER = {
 }
 
 
-def configured(name: str, rows: int = ROWS, **fields: Any) -> tuple[Experiment, Stage]:
-    """The experiment of a system, and its stage with small batches and a learning rate that does not wait."""
+def configured(name: str, rows: int = ROWS, drops: bool = True, **fields: Any) -> tuple[Experiment, Stage]:
+    """The experiment of a system, and its stage with small batches and a learning rate that does not wait.
+
+    Without `drops` no Q-Former has dropout, whose draws differ with the number of micro-batches.
+    """
     module, arg, stage_name, sizes = SYSTEMS[name]
     config = importlib.import_module(f"experiments.{module}").get_config(arg)
     if "t5" in name:
         config.parts.llm.heads = 4  # the table of its relative positions has a column for each, over `tensor`
+    qformer = config.parts.get("connectors.image")
+    if not drops and "dropout" in qformer:
+        qformer.dropout = 0.0
     experiment = from_config(Experiment, config)
     stage = experiment.stages[stage_name]
     optimizer = dataclasses.replace(stage.optimizer, **OPTIMIZER, accumulation=fields.pop("accumulation", 1))
