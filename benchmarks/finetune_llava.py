@@ -49,7 +49,9 @@ class Conversation:
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    sizes = dict(layers=4, width=256, heads=4, vocab=8192, vision_layers=4, vision_width=192, batch=16, rows=4, length=512)
+    sizes = dict(
+        layers=4, width=256, heads=4, vocab=8192, vision_layers=4, vision_width=192, batch=16, rows=8, length=256, chunk=32
+    )
     for name, default in {**sizes, "steps": 20, "checked": 20, "media": 0}.items():
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--learning_rate", type=float, default=2e-4)
@@ -158,7 +160,7 @@ class Ours:
         parts = {name: {**part, "source": directory} for name, part in read.items()}
         experiment = Experiment(name="benchmark", parts=parts, tokenizers=TokenizerConfig(llm=""), stages={stage.name: stage})
         assembly = assemble(experiment, stage)
-        objective = make_objective(stage.objective.name, {}, chunk=length)
+        objective = make_objective(stage.objective.name, {}, chunk=options.chunk)
         self.shape = BatchShape(
             rows=rows, length=length, media=media, queries=0, query_length=0, soft_tokens=k, image_size=side, pad_id=PAD_ID
         )

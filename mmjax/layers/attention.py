@@ -156,9 +156,27 @@ def attention_weights(
     scores = scores.reshape(rows, kv_heads, groups, tokens, -1) * (head_dim**-0.5 if scale is None else scale)
     if bias is not None:
         scores = scores + bias.reshape(-1, *scores.shape[1:])
-    if mask is not None:
-        scores = jnp.where(mask[:, :, None], scores, jnp.finfo(jnp.float32).min)
-    return jax.nn.softmax(scores, axis=-1)
+    return softmax(scores, None if mask is None else mask[:, :, None])
+
+
+@jax.custom_vjp
+def softmax(scores: Float[Array, "b k g t s"], mask: Bool[Array, "b 1 1 t s"] | None) -> Float[Array, "b k g t s"]:
+    """Over the last axis, where the mask allows. Its result is all that the backward pass keeps of the size of the scores."""
+    return jax.nn.softmax(scores if mask is None else jnp.where(mask, scores, jnp.finfo(scores.dtype).min), axis=-1)
+
+
+def _softmax_forward(scores: Array, mask: Array | None) -> tuple[Array, tuple[Array, Array | None]]:
+    weights = softmax(scores, mask)
+    return weights, (weights, mask)
+
+
+def _softmax_backward(residuals: tuple[Array, Array | None], gradient: Array) -> tuple[Array, None]:
+    weights, mask = residuals
+    gradient = weights * (gradient - (weights * gradient).sum(-1, keepdims=True))
+    return gradient if mask is None else jnp.where(mask, gradient, 0), None
+
+
+softmax.defvjp(_softmax_forward, _softmax_backward)
 
 
 def drop(x: Float[Array, "..."], rate: float, key: Array | None) -> Float[Array, "..."]:
@@ -250,9 +268,9 @@ def _xla(call: Call) -> Array:
         )  # fmt: skip
     weights = attention_weights(call.query, call.key, call.dense_mask, scale=call.scale, bias=call.bias)
     weights = drop(weights, call.dropout, call.dropout_key).astype(call.value.dtype)
-    rows, kv_heads, groups, tokens, keys = weights.shape
-    output = jnp.einsum("bkgs,bksh->bkgh", weights.reshape(rows, kv_heads, -1, keys), jnp.swapaxes(call.value, 1, 2))
-    return jnp.moveaxis(output.reshape(rows, kv_heads, groups, tokens, -1), 3, 1).reshape(call.query.shape)
+    # The weights as they are, in no other shape: what the backward pass needs of both steps is then one array.
+    output = jnp.einsum("bkgts,bksh->bkgth", weights, jnp.swapaxes(call.value, 1, 2))
+    return jnp.moveaxis(output, 3, 1).reshape(call.query.shape)
 
 
 # The first that can do a call does it. Below some hundred slots a device has the scores at hand, and blocks only pad.

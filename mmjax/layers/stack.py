@@ -34,7 +34,7 @@ REMAT_POLICIES: dict[str, Callable[..., Any] | None] = {
 }
 
 
-SHALLOW = 3  # layers
+SHALLOW = 4  # layers
 
 _records: contextvars.ContextVar[list[Any] | None] = contextvars.ContextVar("records of layer inputs", default=None)
 _policy: contextvars.ContextVar[str] = contextvars.ContextVar("remat policy", default="none")

@@ -1,15 +1,14 @@
-"""Next-token prediction: a cross-entropy that never holds more than a chunk of the logits."""
+"""Next-token prediction: a cross-entropy that never holds more than a chunk of the logits, of positions that are learnt."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Shaped
 
-from mmjax.parallel.rows import TEXT, Layout, keep, mesh_size
+from mmjax.parallel.rows import TEXT, Layout, keep, shares
 
 Logits = Callable[[Float[Array, "b c d"]], Float[Array, "b c vocab"]]
 
@@ -51,13 +50,14 @@ def next_token_loss(
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """Weighted sums over a batch of the loss and of the hits.
 
-    The chunks run along t inside the rows, never over flattened tokens, so that each keeps its sharding: where sequence
-    parallelism splits t, a chunk is a piece of every device's positions. The backward pass computes a chunk's logits again.
+    Each device sorts its own positions, those with a weight first, and cuts them into chunks; what is learnt fills the first of
+    these, and the others, of questions, images and padding, are skipped when the step runs. No position leaves its device. The
+    backward pass computes a chunk's logits again.
 
     Args:
       logits: the head, applied to one chunk of hidden states.
       weights: 0 where nothing is to be predicted.
-      chunk: positions whose logits exist at once.
+      chunk: positions whose logits exist at once, for each row.
       smoothing: label smoothing.
       prior: (row of the table at each position, table of log-priors) added to the logits before the loss: logit
         adjustment (arXiv 2007.07314). Row 0 must be zeros.
@@ -77,25 +77,50 @@ def next_token_loss(
         loss = jnp.where(weights > 0, cross_entropy(scores, targets, smoothing), 0)
         return (loss * weights).sum(), hits.sum()
 
-    length = hidden.shape[1]
+    (rows, length), (groups, pieces) = targets.shape, shares(targets.shape, layout)
     if length <= chunk:
         return loss_of(hidden, targets, weights, index)
 
-    shards = math.gcd(length, mesh_size("sequence")) if layout == TEXT else 1
-    piece = -(-chunk // shards)
+    size = rows // groups * -(-chunk // pieces)  # of one chunk on one device
+
+    def on_devices(x: Array) -> Array:
+        """[b t …] -> [groups, pieces, n, …]: the n positions of each device."""
+        x = x.reshape(groups, rows // groups, pieces, length // pieces, *x.shape[2:])
+        return x.swapaxes(1, 2).reshape(groups, pieces, -1, *x.shape[4:])
+
+    order = jnp.argsort(on_devices(weights) <= 0, axis=2, stable=True)
 
     def chunks(x: Array) -> Array:
-        """[b t …] -> [chunks, b, shards · piece, …]."""
-        rows, _, *rest = x.shape
-        x = x.reshape(rows, shards, -1, *rest)
-        x = jnp.pad(x, ((0, 0), (0, 0), (0, -x.shape[2] % piece), *[(0, 0)] * len(rest)))
-        x = x.reshape(rows, shards, -1, piece, *rest)
-        return jnp.moveaxis(x, 2, 0).reshape(-1, rows, shards * piece, *rest)
+        """[b t …] -> [chunks, groups, pieces · size, …], what is learnt in the first of them."""
+        x = sort(keep(on_devices(x), *layout), order)
+        x = jnp.pad(x, ((0, 0), (0, 0), (0, -x.shape[2] % size), *[(0, 0)] * (x.ndim - 3)))
+        x = x.reshape(groups, pieces, -1, size, *x.shape[3:])
+        return jnp.moveaxis(x, 2, 0).reshape(-1, groups, pieces * size, *x.shape[4:])
 
-    def body(sums: tuple[Array, Array], inputs: tuple[Array, Array, Array, Array]):
-        loss, hits = loss_of(*inputs)
+    def body(sums: tuple[Array, Array], inputs: tuple[Array, ...]):
+        learnt, *chunk = inputs
+        zero = jnp.zeros((), jnp.float32)
+        loss, hits = jax.lax.cond(learnt, jax.checkpoint(loss_of), lambda *_: (zero, zero), *chunk)
         return (sums[0] + loss, sums[1] + hits), None
 
     zero = jnp.zeros((), jnp.float32)
-    sums, _ = jax.lax.scan(jax.checkpoint(body), (zero, zero), tuple(map(chunks, (hidden, targets, weights, index))))
+    cut = tuple(map(chunks, (hidden, targets, weights, index)))
+    sums, _ = jax.lax.scan(jax.checkpoint(body), (zero, zero), ((cut[2] > 0).any((1, 2)), *cut))
     return sums
+
+
+@jax.custom_vjp
+def sort(x: Shaped[Array, "g p n ..."], order: Int[Array, "g p n"]) -> Shaped[Array, "g p n ..."]:
+    """The elements of the third axis in that order, a permutation; its gradient is a gather too, and no scatter."""
+    return jnp.take_along_axis(x, order.reshape(*order.shape, *[1] * (x.ndim - 3)), axis=2)
+
+
+def _sorted(x: Array, order: Array) -> tuple[Array, Array]:
+    return sort(x, order), order
+
+
+def _sort_back(order: Array, gradient: Array) -> tuple[Array, None]:
+    return sort(gradient, jnp.argsort(order, axis=2)), None
+
+
+sort.defvjp(_sorted, _sort_back)

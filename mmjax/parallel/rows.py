@@ -70,6 +70,15 @@ def mesh_size(axis: str) -> int:
     return 1 if mesh is None else mesh.shape[axis]
 
 
+def shares(shape: tuple[int, ...], layout: Layout) -> tuple[int, ...]:
+    """Into how many pieces `keep` cuts each dimension that the layout names."""
+    mesh = _mesh.get()
+    if mesh is None:
+        return (1,) * len(layout)
+    part = NamedSharding(mesh, partition_spec(shape, layout, mesh)).shard_shape(shape)
+    return tuple(whole // size for whole, size, _ in zip(shape, part, layout, strict=False))
+
+
 def keep(tree: Tree, *layout: str | None) -> Tree:
     """Pins the leading dimensions of every array to the mesh axes of these logical axes, and its others whole.
 

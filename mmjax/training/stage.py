@@ -39,7 +39,8 @@ class ObjectiveConfig:
         answer's logits in training only (logit adjustment, arXiv 2007.07314). 0 = off.
       positives: of BLIP-2's stage 1, which rows of a batch belong together: "pairs", each with itself only; "captions", also
         those with equal captions; "images", those with the same image.
-      chunk: text positions whose logits exist at once.
+      chunk: text positions of a row whose logits exist at once. Each device sorts its positions, and skips chunks in which
+        nothing is learnt: of long rows with short answers small chunks skip more, large ones multiply faster.
     """
 
     name: str

@@ -26,7 +26,7 @@ KEYS = {
     "collectives", "compile_seconds", "parts",
 }  # fmt: skip
 GIB = 2**30
-DEPTH = 4  # of the language model: deeper stacks are a loop of the same program
+DEPTH = 5  # of the language model: deeper stacks are a loop of the same program
 
 
 def llava(width: int = 512, **stage) -> Experiment:
