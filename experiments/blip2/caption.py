@@ -43,7 +43,6 @@ def get_config(arg: str | None = None) -> ConfigDict:
         "optimizer": published.optimizer(1e-5, {"b2": 0.999, "warmup_steps": 1000}, tiny=tiny),
         "learning_rate": published.layer_decay(encoder["layers"], decay),
         "trainable": [[r"llm\..*", False], [".*", True]],
-        "remat": "none" if tiny else "full",
         "evaluate": ["coco"],
         **published.half_precision(llm=True, encoder=False, tiny=tiny),
     }

@@ -148,11 +148,12 @@ def frozen_towers(llm: bool) -> list[list[Any]]:
 
 
 def half_precision(llm: bool, *, encoder: bool = True, tiny: bool = False) -> dict[str, Any]:
-    """Frozen parts are kept, and everything is computed, in bfloat16; a toy in float32."""
+    """Frozen parts are kept, and everything is computed, in bfloat16, layers again in the backward pass; a toy in float32."""
     if tiny:
         return {"compute_dtype": "float32"}
     rules = [[r"encoders\.image\.(?!norm\.).*", "bfloat16"]] if encoder else []
-    return {"compute_dtype": "bfloat16", "dtype": [*rules, *([[r"llm\..*", "bfloat16"]] if llm else [])]}
+    rules += [[r"llm\..*", "bfloat16"]] if llm else []
+    return {"compute_dtype": "bfloat16", "dtype": rules, "remat": "full"}
 
 
 def layer_decay(layers: int, rate: float) -> list[list[Any]]:

@@ -53,7 +53,6 @@ def get_config(arg: str | None = None) -> ConfigDict:
         },
         "optimizer": published.optimizer(settings["rate"], {"b2": settings["b2"], "warmup_steps": 1000}, tiny=tiny),
         "learning_rate": published.layer_decay(encoder["layers"], decay),
-        "remat": "none" if tiny else "full",
         "evaluate": ["retrieval"],
         **published.half_precision(llm=False, encoder=False, tiny=tiny),
     }
