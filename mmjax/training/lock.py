@@ -1,27 +1,35 @@
-"""One run per workdir: a lock that dies with its process."""
+"""One run per workdir: a lock that dies with its process, and a heartbeat where disks share no locks."""
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
+import io
 import json
 import os
 import socket
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 from mmjax.types import UserError
 
+BEAT = 30.0  # seconds
+PATIENCE = 120.0  # seconds: a mounted bucket may show a change a minute late
+
 
 @contextlib.contextmanager
-def run_lock(workdir: Path) -> Iterator[None]:
-    """Holds `<workdir>/lock.json`, which names the run's process.
+def run_lock(workdir: Path, *, beat: float = BEAT, patience: float = PATIENCE) -> Iterator[None]:
+    """Holds `<workdir>/lock.json`, which names the run's process and host.
 
-    The kernel drops the lock when the process ends in whatever way, so that no file left behind ever has to be judged.
+    The kernel drops the lock when the process ends in whatever way. Hosts that mount a bucket share no locks: what a run on
+    another host has left behind without an end is watched, and whoever still writes to it holds the workdir.
 
     Args:
       workdir: of the run; made if it does not exist.
+      beat: seconds after which the file is written again.
+      patience: seconds for which the file of another host is watched.
 
     Raises:
       UserError: another process trains here, or the directory cannot be written.
@@ -29,7 +37,7 @@ def run_lock(workdir: Path) -> Iterator[None]:
     path = Path(workdir) / "lock.json"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        file = open(path, "a+")
+        file = open(path, "a+b", buffering=0)
     except OSError as error:
         raise UserError(f"--workdir={workdir} cannot be written: {error.strerror}; give a directory that can") from None
     # A forked child would share the lock and keep it after our death.
@@ -38,19 +46,68 @@ def run_lock(workdir: Path) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            file.seek(0)
-            raise UserError(
-                f"{_owner(file.read())} is training in {workdir}; wait for it, stop it, or give another --workdir"
-            ) from None
+            raise _taken(path.read_bytes(), workdir) from None
+        _watch(path, patience)
+        with _beating(file, beat):
+            yield
+        file.truncate(0)  # an end that nobody has to wait for
+
+
+def _watch(path: Path, patience: float) -> None:
+    """Returns when the file of another host has not changed for so long, or at once where there is none."""
+    left = path.read_bytes()
+    owner = _read(left)
+    if owner is None or owner["host"] == socket.gethostname():
+        return
+    print(f"{_name(owner)} has left {path} without an end; looking for {patience:.0f} s whether it still trains", flush=True)
+    end = time.monotonic() + patience
+    while time.monotonic() < end:
+        time.sleep(patience / 60)
+        if path.read_bytes() != left:
+            raise _taken(path.read_bytes() or left, path.parent)
+
+
+@contextlib.contextmanager
+def _beating(file: io.FileIO, beat: float) -> Iterator[None]:
+    """Writes the file now and after every `beat` seconds."""
+    owner = {"pid": os.getpid(), "host": socket.gethostname(), "started": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
+    ended = threading.Event()
+
+    def write(beats: int) -> None:
         file.truncate(0)
-        json.dump({"pid": os.getpid(), "host": socket.gethostname(), "started": time.strftime("%Y-%m-%dT%H:%M:%S%z")}, file)
-        file.flush()
+        file.write(json.dumps({**owner, "beats": beats}).encode())
+        os.fsync(file.fileno())  # or a bucket would see nothing before the end
+
+    def run() -> None:
+        beats = 0
+        while not ended.wait(beat):
+            beats += 1
+            write(beats)
+
+    write(0)
+    thread = threading.Thread(target=run, name="lock", daemon=True)
+    thread.start()
+    try:
         yield
+    finally:
+        ended.set()
+        thread.join()
 
 
-def _owner(text: str) -> str:
+def _taken(text: bytes, workdir: Path) -> UserError:
+    owner = _read(text)
+    who = _name(owner) if owner else "another process"
+    return UserError(f"{who} is training in {workdir}; wait for it, stop it, or give another --workdir")
+
+
+def _read(text: bytes) -> dict[str, str] | None:
+    """Who holds the lock; None where nobody is named."""
     try:
         owner = json.loads(text)
-        return f"process {owner['pid']} on {owner['host']} (since {owner['started']})"
+        return {name: str(owner[name]) for name in ("pid", "host", "started")}
     except (ValueError, KeyError, TypeError):
-        return "another process"
+        return None
+
+
+def _name(owner: dict[str, str]) -> str:
+    return f"process {owner['pid']} on {owner['host']} (since {owner['started']})"

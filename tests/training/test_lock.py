@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import signal
+import socket
+import threading
+import time
 
 import pytest
 
@@ -26,6 +30,57 @@ def test_stale_or_broken_file_is_taken_over(tmp_path):
     (tmp_path / "lock.json").write_text('{"pid": 1, "ho')
     with run_lock(tmp_path):
         assert json.loads((tmp_path / "lock.json").read_text())["pid"] == os.getpid()
+
+
+def left_by(host, beats=0):
+    return json.dumps({"pid": 7, "host": host, "started": "now", "beats": beats})
+
+
+def test_an_end_is_known_at_once_and_an_own_crash_too(tmp_path):
+    with run_lock(tmp_path):
+        pass
+    assert (tmp_path / "lock.json").read_text() == ""
+    for text in ("", left_by(socket.gethostname())):
+        (tmp_path / "lock.json").write_text(text)
+        began = time.monotonic()
+        with run_lock(tmp_path, patience=60.0):
+            assert time.monotonic() - began < 1
+
+
+def test_the_file_goes_on_being_written(tmp_path):
+    with run_lock(tmp_path, beat=0.05):
+        while json.loads((tmp_path / "lock.json").read_text() or '{"beats": 0}')["beats"] < 3:
+            time.sleep(0.01)
+
+
+def test_a_run_on_another_host_that_shares_no_locks_is_noticed(tmp_path):
+    """As on a mounted bucket: nobody holds a lock here, but the file is written."""
+    path, ended = tmp_path / "lock.json", threading.Event()
+    path.write_text(left_by("far"))
+
+    def far():
+        for beats in itertools.count(1):
+            if ended.wait(0.3):
+                return
+            path.write_text(left_by("far", beats))
+
+    thread = threading.Thread(target=far)
+    thread.start()
+    try:
+        with pytest.raises(UserError, match=r"process 7 on far \(since now\) is training in .*--workdir"):
+            with run_lock(tmp_path, patience=30.0):
+                pass
+    finally:
+        ended.set()
+        thread.join()
+    assert "far" in path.read_text(), "its file is left alone"
+
+
+def test_a_run_on_another_host_that_has_died_is_followed(tmp_path, capsys):
+    (tmp_path / "lock.json").write_text(left_by("far"))
+    with run_lock(tmp_path, patience=0.5):
+        assert json.loads((tmp_path / "lock.json").read_text())["pid"] == os.getpid()
+    assert "process 7 on far (since now) has left" in capsys.readouterr().out
 
 
 @pytest.mark.filterwarnings("ignore:.*fork.*")
