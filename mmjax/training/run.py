@@ -43,7 +43,7 @@ from mmjax.training.stage import Experiment, Stage
 from mmjax.training.state import State
 from mmjax.training.step import make_train_step
 from mmjax.training.watchdog import Watchdog
-from mmjax.training.workdir import check_config, summarise
+from mmjax.training.workdir import check_config, check_processes, summarise
 from mmjax.types import UserError
 from mmjax.types.config import from_config, to_dict
 
@@ -78,7 +78,8 @@ def train(config: Any, workdir: str | Path, stage: str | None = None) -> dict[st
         # What is compiled once is there for every later start, unless JAX_COMPILATION_CACHE_DIR names another place.
         if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
             jax.config.update("jax_compilation_cache_dir", str(workdir / "compilation_cache"))
-        # 2. The workdir belongs to this config.
+        # 2. All processes have one config, and the workdir belongs to it.
+        check_processes(experiment)
         check_config(experiment, workdir, primary)
         logging_config = experiment.logging
         metrics = Metrics(

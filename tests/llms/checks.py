@@ -105,9 +105,9 @@ def depth_adds_no_leaf_and_no_equation(module: Any, make_config: Any) -> None:
 
 
 def depth_hardly_lengthens_the_program(module: Any, make_config: Any) -> None:
-    """What the compiler is given for 32 layers, reading into a cache, is less than a fifth longer than for 4."""
+    """What the compiler is given for 32 layers, reading into a cache, is less than a fifth longer than for 5."""
     lengths = []
-    for layers in (4, 32):
+    for layers in (5, 32):
         definition = define(module(make_config(layers)))
         ids = jax.ShapeDtypeStruct((2, 1), jnp.int32)
 

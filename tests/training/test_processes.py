@@ -208,7 +208,7 @@ def make(tmp_path_factory):
 def command(tmp_path):
     """Starts the command on several processes, or on one."""
 
-    def start(config, workdir, *, count=2, devices=4, stop_at=0):
+    def start(config, workdir, *, count=2, devices=4, stop_at=0, differs=""):
         file = tmp_path / "config.py"
         (tmp_path / "config.json").write_text(json.dumps(config))
         body = f"return ConfigDict(json.load(open({str(tmp_path / 'config.json')!r})))"
@@ -225,11 +225,23 @@ def command(tmp_path):
                 f"--config={file}",
                 f"--workdir={workdir}",
                 *(flags if count > 1 else []),
+                *([differs] if differs and index else []),
             ]
 
         return Pod(arguments, count, devices)
 
     return start
+
+
+@pytest.mark.heavy
+def test_a_process_with_another_config_is_named_by_both(make, command, tmp_path):
+    with command(make(fsdp=8), tmp_path / "run", differs="--config.stages.caption.steps=7") as pod:
+        for index in range(2):
+            code, output = pod.end(index, seconds=60)
+            assert code == 2 and "error: process 1 on " in output
+            assert (
+                "has another config than process 0: stages.caption.steps: " in output and "-> 7; give all processes" in output
+            )
 
 
 MESHES = [{"fsdp": 8}, {"replica": 2, "tensor": 2, "sequence": 2}]
