@@ -97,13 +97,13 @@ def next_token_loss(
         x = x.reshape(groups, pieces, -1, size, *x.shape[3:])
         return jnp.moveaxis(x, 2, 0).reshape(-1, groups, pieces * size, *x.shape[4:])
 
+    zero = jnp.zeros((), jnp.float32)
+
     def body(sums: tuple[Array, Array], inputs: tuple[Array, ...]):
         learnt, *chunk = inputs
-        zero = jnp.zeros((), jnp.float32)
         loss, hits = jax.lax.cond(learnt, jax.checkpoint(loss_of), lambda *_: (zero, zero), *chunk)
         return (sums[0] + loss, sums[1] + hits), None
 
-    zero = jnp.zeros((), jnp.float32)
     cut = tuple(map(chunks, (hidden, targets, weights, index)))
     sums, _ = jax.lax.scan(jax.checkpoint(body), (zero, zero), ((cut[2] > 0).any((1, 2)), *cut))
     return sums
