@@ -29,7 +29,8 @@ from mmjax.types import UserError
 from mmjax.types.config import from_config
 
 CACHE, PAGE = Path("docs/plans.json"), Path("docs/plans.md")
-LADDER = ("v5e:2x2", "v5e:2x4", "v5e:4x4", "v5e:4x8", "v5e:8x8", "v5e:8x16", "v5e:16x16")
+SIXTEEN = ("v5e:4x4", "v5e:4x8", "v5e:8x8", "v5e:8x16", "v5e:16x16")  # as many devices as BLIP-2's authors had, and more
+LADDER = ("v5e:2x2", "v5e:2x4", *SIXTEEN)
 KEPT = (
     "fits", "mesh", "hbm_bytes_per_chip", "hbm_limit_bytes", "useful_flops_per_step", "hardware_flops_per_step",
     "roofline_seconds", "roofline", "collectives", "collectives_read", "compile_seconds",
@@ -63,16 +64,16 @@ ENTRIES = (
     Entry("LLaVA-1.5-13B, projector", "llava/pretrain.py:size=13b"),
     Entry("LLaVA-1.5-13B, LoRA", "llava/finetune_lora.py:size=13b"),
     Entry("LLaVA-1.5-13B, full", "llava/finetune.py:size=13b"),
-    Entry("BLIP-2 stage 1, ViT-g", "blip2/stage1.py"),
-    Entry("BLIP-2 stage 1, ViT-L", "blip2/stage1.py:encoder=clip_l"),
+    Entry("BLIP-2 stage 1, ViT-g", "blip2/stage1.py", SIXTEEN),
+    Entry("BLIP-2 stage 1, ViT-L", "blip2/stage1.py:encoder=clip_l", SIXTEEN),
     *(
-        Entry(f"BLIP-2 stage 2, {name}", f"blip2/stage2.py:llm={llm}")
+        Entry(f"BLIP-2 stage 2, {name}", f"blip2/stage2.py:llm={llm}", SIXTEEN)
         for name, llm in (
             ("OPT-2.7B", "opt_2_7b"), ("OPT-6.7B", "opt_6_7b"), ("Flan-T5-XL", "flan_t5_xl"), ("Flan-T5-XXL", "flan_t5_xxl"),
         )
     ),
-    Entry("InstructBLIP, Vicuna-7B", "instructblip/instruct.py:llm=vicuna_7b"),
-    Entry("InstructBLIP, Vicuna-13B", "instructblip/instruct.py:llm=vicuna_13b"),
+    Entry("InstructBLIP, Vicuna-7B", "instructblip/instruct.py:llm=vicuna_7b", SIXTEEN),
+    Entry("InstructBLIP, Vicuna-13B", "instructblip/instruct.py:llm=vicuna_13b", SIXTEEN),
     Entry("MiniGPT-4 stage 1, Vicuna-7B", "minigpt4/stage1.py:llm=vicuna_7b"),
     Entry("MiniGPT-4 stage 1, Vicuna-13B", "minigpt4/stage1.py"),
 )  # fmt: skip
