@@ -91,7 +91,9 @@ def page(model) -> Iterator[str]:
 def browser(tmp_path) -> Iterator[Browser]:
     with subprocess.Popen([DRIVER, "--port=0"], stdout=subprocess.PIPE, text=True) as process:
         port = first_line(process, "started successfully on port").rstrip(".\n").rpartition(" ")[2]
-        yield Browser(f"http://127.0.0.1:{port}", tmp_path / "profile")
+        window = Browser(f"http://127.0.0.1:{port}", tmp_path / "profile")
+        yield window
+        urllib.request.urlopen(urllib.request.Request(window.url, method="DELETE"), timeout=60).close()  # Chromium ends too
         process.terminate()
 
 
