@@ -48,9 +48,11 @@ def run_lock(workdir: Path, *, beat: float = BEAT, patience: float = PATIENCE) -
         except BlockingIOError:
             raise _taken(path.read_bytes(), workdir) from None
         _watch(path, patience)
-        with _beating(file, beat):
-            yield
-        file.truncate(0)  # an end that nobody has to wait for
+        try:
+            with _beating(file, beat):
+                yield
+        finally:
+            file.truncate(0)  # an end, or an error, that nobody has to wait for
 
 
 def _watch(path: Path, patience: float) -> None:

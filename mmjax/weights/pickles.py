@@ -36,6 +36,7 @@ STORAGES = {
     "BoolStorage": np.dtype("?"),
 }
 LOCAL_HEADER = struct.Struct("<26x2H")  # of a zip member: the lengths of its name and of its extra field
+# What reading damaged bytes raises; NotImplementedError where zipfile takes them for a compression that it does not know.
 DAMAGED = (
     pickle.UnpicklingError, zipfile.BadZipFile, struct.error, KeyError, IndexError, ValueError, TypeError, AttributeError,
     EOFError, RecursionError, OverflowError, NotImplementedError, OSError,

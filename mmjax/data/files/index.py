@@ -66,6 +66,7 @@ def _load(kept: Path) -> Table:
             return dict(content)
     except FileNotFoundError:
         return {}
+    # NotImplementedError: damage in a member's header reads as a compression or a flag that zipfile does not know.
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError) as error:
         logging.warning("the index %s is damaged (%s) and made again", kept, error)
         return {}
