@@ -10,8 +10,8 @@ and their losses must agree to 1e-3. Nothing may compile after the warm-up.
 
 The conversations are random ids of the lengths of LLaVA-1.5's mix at a ninth: a picture takes 64 positions in place of 576,
 answers and questions are shorter by as much. `SHARES` states the mix. `--media` is the number of media slots of a row, as
-many as pictures alone would fill it by default. `--rows`, `--length` and `--chunk` were chosen for two cores: attention over short
-rows and logits of few positions cost least there; `--chunk=512` computes the logits of every position, as transformers does.
+many as pictures alone would fill it by default. `--rows`, `--length` and `--chunk` were chosen for two cores: attention over
+short rows and logits of few positions cost least there; `--chunk=512` computes those of every position, as transformers does.
 """
 
 from __future__ import annotations
