@@ -234,10 +234,7 @@ class Checkpoints:
             self._writer.wait_until_finished()
         except Exception as error:
             raise self._failed(error) from error
-        if jax.process_index() == 0:
-            for step in self.steps()[: -self.keep]:
-                # Renamed first: a kill in the middle must not leave half a checkpoint under a good name.
-                (self.directory / str(step)).rename(self.directory / f"{step}.deleted").rmtree()
+        self._remove_old()
 
     def close(self) -> None:
         """Waits and releases the writer's threads."""
@@ -249,7 +246,7 @@ class Checkpoints:
                 self._writer = None
 
     def restore(self, target: Any) -> Restored | None:
-        """The newest step that is good.
+        """The newest step that is good. The owner of the run's lock is left with it and those that are to be kept.
 
         Args:
           target: a tree of arrays or `jax.ShapeDtypeStruct`s with shardings, of any mesh.
@@ -271,6 +268,7 @@ class Checkpoints:
                 log.error("CHECKPOINT DAMAGED, falling back to an older one: %s: %s", directory, error)
                 self._set_aside(directory)
                 continue
+            self._remove_old()  # what a run that was killed between a save and this had no time for
             state = jax.tree.unflatten(jax.tree.structure(target), [leaves[path] for path in wanted])
             own = {name: value for name, value in record.items() if name not in ("leaves", "step")}
             return Restored(step, state, own)
@@ -300,6 +298,13 @@ class Checkpoints:
             if is_key(leaf):
                 leaves[path] = jax.random.wrap_key_data(leaves[path], impl=jax.random.key_impl(leaf))
         return leaves, record
+
+    def _remove_old(self) -> None:
+        """Removes the steps that need not be kept."""
+        if self.writable and jax.process_index() == 0:
+            for step in self.steps()[: -self.keep]:
+                # Renamed first: a kill in the middle must not leave half a checkpoint under a good name.
+                (self.directory / str(step)).rename(self.directory / f"{step}.deleted").rmtree()
 
     def _set_aside(self, directory: epath.Path) -> None:
         if self.writable and jax.process_index() == 0:

@@ -17,9 +17,6 @@ from mmjax.training import checkpoint
 from mmjax.training.checkpoint import Checkpoints, restore_leaves
 from mmjax.types import UserError
 
-# Orbax drops its other coroutines when one of them fails.
-pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-
 
 def make_state(scale: float = 1.0, width: int = 64):
     kernel = jnp.asarray(np.random.default_rng(0).normal(size=(width, 64)) * scale, jnp.float32)
@@ -79,6 +76,14 @@ def test_keeps_the_newest(tmp_path):
     checkpoints.close()
     assert checkpoints.steps() == [3, 10]
     assert equal(checkpoints.restore(make_state()).state, make_state(10))
+
+
+def test_killed_between_a_save_and_the_tidying(tmp_path):
+    saved(tmp_path, 1, 2, 3)
+    assert Checkpoints(tmp_path, keep=2, writable=False).restore(make_state()).step == 3
+    assert Checkpoints(tmp_path, keep=2, writable=False).steps() == [1, 2, 3]
+    assert Checkpoints(tmp_path, keep=2).restore(make_state()).step == 3
+    assert Checkpoints(tmp_path).steps() == [2, 3]
 
 
 def test_leftovers_of_killed_runs(tmp_path):
