@@ -2,7 +2,8 @@
 
 The text is that of one device. A collective stands in it once, in whatever computation, and runs as often as the loops
 around it turn; a loop's turns are the constant that its condition compares with. A gradient that is reduced and scattered at
-once is an all-reduce inside a computation named all-reduce-scatter.
+once is an all-reduce inside a computation named all-reduce-scatter. Between slices of TPUs the runtime does the work, and the
+text has a send and a receive with the collective's name and devices, numbered 100,000 · slice + place in it, slices from one.
 """
 
 from __future__ import annotations
@@ -16,11 +17,19 @@ import numpy as np
 
 DTYPE_BYTES = {"pred": 1, "s4": 0.5, "u4": 0.5, "bf16": 2, "f8e4m3fn": 1, "f8e5m2": 1}  # others say their bits
 COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) .*\{$")
-CALLED = re.compile(r"(?:calls|to_apply|body|condition|true_computation|false_computation)=%?([\w.\-]+)")
+CALLED = re.compile(r"(calls|to_apply|body|condition|true_computation|false_computation)=%?([\w.\-]+)")
 CALLED_LISTS = re.compile(r"(?:branch_computations|called_computations)=\{([^}]*)\}")
 COLLECTIVE = re.compile(
     r"= (.*?) (all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute|ragged-all-to-all)(-start)?\("
 )
+BETWEEN_SLICES = re.compile(
+    r"= \((.*?), u32\[\], token\[\]\) send\(.*_xla_megascale_target=\"?(.*?)\"?,_xla_megascale_transfer_type=\"(\w+)\""
+)
+TRANSFERS = {
+    "ALL_GATHER": "all-gather", "ALL_REDUCE": "all-reduce", "REDUCE_SCATTER": "reduce-scatter", "ALL_TO_ALL": "all-to-all",
+    "ONE_TO_ONE": "collective-permute",
+}  # fmt: skip
+FIRST_SLICE = 100_000
 ARRAY = re.compile(r"\b(pred|bf16|[a-z]+\d+[a-z0-9]*)\[([\d,]*)\]")
 
 # Bytes that leave a device, for each byte of the whole array in a group of n (ring algorithms, as over a torus).
@@ -53,6 +62,15 @@ class Collective:
     count: int
     executions: int
     bytes: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Call:
+    """That a computation is called: by which one, how often for each of its runs, and whether it is a part of an operation."""
+
+    caller: str
+    turns: int
+    fused: bool
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,26 +108,32 @@ def read_collectives(text: str, mesh: Mapping[str, int]) -> list[Collective]:
 
 
 def find_collectives(text: str) -> Iterator[Found]:
-    """Every collective of a program, once."""
+    """Every collective of a program, once for each place from which it runs."""
     bodies = _computations(text)
-    runs = _executions(bodies)
-    seen: set[str] = set()
+    calls = _calls(bodies)
+    runs, places = _executions(bodies, calls), _places(bodies, calls)
+    seen: set[tuple[str, str]] = set()
     for name, lines in bodies.items():
         for line in lines:
-            match = COLLECTIVE.search(line)
+            match = COLLECTIVE.search(line) or BETWEEN_SLICES.search(line)
             if match is None:
                 continue
             channel = re.search(r"channel_id=(\d+)", line)
-            # What runs beside other work stands in the text several times: where it starts, goes on and ends.
-            if channel is not None and channel[1] in seen:
+            # What runs beside other work stands in fusions of one loop several times: where it starts, goes on and ends.
+            # A loop whose first turn has been taken out of it has the same channel in both places, and runs in both.
+            key = (channel[1] if channel else line, places[name])
+            if key in seen:
                 continue
-            seen.add(channel[1] if channel else line)
-            kind = "reduce-scatter" if "all-reduce-scatter" in name else match[2]
+            seen.add(key)
             arrays = tuple((dtype, _shape(shape)) for dtype, shape in ARRAY.findall(match[1]))
-            groups = _groups(line)
-            arrays = _whole(kind, match[2], arrays, groups.shape[1], started=bool(match[3]))
+            if match.re is BETWEEN_SLICES:
+                kind, groups = TRANSFERS[match[3]], _slices(match[2])
+                arrays = _times(groups.shape[1], arrays) if kind == "all-gather" else arrays
+            else:
+                kind, groups = "reduce-scatter" if "all-reduce-scatter" in name else match[2], _groups(line)
+                arrays = _whole(kind, match[2], arrays, groups.shape[1], started=bool(match[3]))
             operation = re.search(r'op_name="([^"]*)"', line)
-            yield Found(kind, arrays, groups, max(runs.get(name, 1), 1), operation[1] if operation else "")
+            yield Found(kind, arrays, groups, max(runs[name], 1), operation[1] if operation else "")
 
 
 def _whole(kind: str, written: str, arrays: tuple, group: int, *, started: bool) -> tuple:
@@ -118,8 +142,13 @@ def _whole(kind: str, written: str, arrays: tuple, group: int, *, started: bool)
     if started and written in ("all-gather", "collective-permute"):  # (operands, results, …)
         arrays = arrays[len(arrays) // 2 :] if written == "all-gather" else arrays[: len(arrays) // 2]
     if kind == "reduce-scatter" and written == "reduce-scatter":
-        arrays = tuple((dtype, (group, *shape)) for dtype, shape in arrays)
+        arrays = _times(group, arrays)
     return arrays
+
+
+def _times(group: int, arrays: tuple) -> tuple:
+    """The arrays of all devices of a group together."""
+    return tuple((dtype, (group, *shape)) for dtype, shape in arrays)
 
 
 def _computations(text: str) -> dict[str, list[str]]:
@@ -134,23 +163,28 @@ def _computations(text: str) -> dict[str, list[str]]:
     return bodies
 
 
-def _executions(bodies: Mapping[str, list[str]]) -> dict[str, int]:
-    """How often each computation runs in a step."""
-    callers: dict[str, list[tuple[str, int]]] = {}
+def _calls(bodies: Mapping[str, list[str]]) -> dict[str, list[Call]]:
+    """From where each computation is called."""
+    calls: dict[str, list[Call]] = {name: [] for name in bodies}
     for name, lines in bodies.items():
         for line in lines:
             called = CALLED.findall(line) + [
-                each.strip(" %") for names in CALLED_LISTS.findall(line) for each in names.split(",")
+                ("", each.strip(" %")) for names in CALLED_LISTS.findall(line) for each in names.split(",")
             ]
-            turns = _turns(bodies, line) if " while(" in line else 1
-            for each in called:
-                callers.setdefault(each, []).append((name, turns))
+            turns = _turns(bodies, lines, line) if called and " while(" in line else 1
+            for how, each in called:
+                calls.setdefault(each, []).append(Call(name, turns, fused=how == "calls"))
+    return calls
+
+
+def _executions(bodies: Mapping[str, list[str]], calls: Mapping[str, list[Call]]) -> dict[str, int]:
+    """How often each computation runs in a step."""
     runs = {name: 1 for name in bodies if name.startswith("ENTRY ")}
 
     def count(name: str) -> int:
         if name not in runs:
             runs[name] = 0  # until it is known
-            runs[name] = sum(count(caller) * turns for caller, turns in callers.get(name, ()))
+            runs[name] = sum(count(call.caller) * call.turns for call in calls.get(name, ()))
         return runs[name]
 
     for name in bodies:
@@ -158,14 +192,52 @@ def _executions(bodies: Mapping[str, list[str]]) -> dict[str, int]:
     return runs
 
 
-def _turns(bodies: Mapping[str, list[str]], line: str) -> int:
-    """How often a loop turns: said in the text, or the one whole number of its condition; 1 where neither tells."""
+def _places(bodies: Mapping[str, list[str]], calls: Mapping[str, list[Call]]) -> dict[str, str]:
+    """The loop body, branch or entry in which each computation runs: its own, or that of the fusion's caller."""
+    places: dict[str, str] = {}
+
+    def place(name: str) -> str:
+        if name not in places:
+            places[name] = name
+            callers = [call.caller for call in calls[name] if call.fused]
+            places[name] = place(callers[0]) if callers else name
+        return places[name]
+
+    for name in bodies:
+        place(name)
+    return places
+
+
+def _turns(bodies: Mapping[str, list[str]], around: list[str], line: str) -> int:
+    """How often a loop turns: said in the text, or from where its counter starts to the one number of its condition.
+
+    Args:
+      around: the lines of the computation that the loop stands in.
+      line: of the loop.
+    """
     if known := re.search(r"known_trip_count[^\d}]*(\d+)", line):
         return int(known[1])
     condition = re.search(r"condition=%?([\w.\-]+)", line)
     body = "\n".join(bodies.get(condition[1], ())) if condition else ""
     numbers = set(re.findall(r"s32\[\]\S* constant\((\d+)\)", body))
-    return int(numbers.pop()) if len(numbers) == 1 and "direction=LT" in body else 1
+    if len(numbers) != 1 or "direction=LT" not in body:
+        return 1
+    return int(numbers.pop()) - _counter_start(body, around, line)
+
+
+def _counter_start(condition: str, around: list[str], line: str) -> int:
+    """The constant that a loop's counter has before the first turn; 0 where it is none."""
+    defined = {match[1]: text for text in around if (match := re.match(r" *(?:ROOT )?%?([\w.\-]+) = ", text))}
+    index = re.search(r"s32\[\]\S* get-tuple-element\(.*?\), index=(\d+)", condition)
+    given = re.search(r" while\(%?([\w.\-]+)\)", line)
+    parts = re.search(r" tuple\((.*?)\)", defined.get(given[1], "")) if given else None
+    if index is None or parts is None:
+        return 0
+    value = defined.get(parts[1].split(",")[int(index[1])].split("%")[-1].strip(), "")
+    while copied := re.search(r" copy\(%?([\w.\-]+)\)", value):
+        value = defined.get(copied[1], "")
+    constant = re.search(r" constant\((\d+)\)", value)
+    return int(constant[1]) if constant else 0
 
 
 def _groups(line: str) -> np.ndarray:
@@ -186,6 +258,23 @@ def _groups(line: str) -> np.ndarray:
     if lists := re.search(r"replica_groups=\{(\{.*?\})\}", line):
         return np.array(_lists(lists[1]))
     return np.zeros((1, 1), int)
+
+
+def _slices(target: str) -> np.ndarray:
+    """The groups of devices [groups, size] of a transfer between slices: "{1,2}x{0:3}", or lists of numbers or of pairs."""
+    if "x" in target:
+        numbers, places = (_numbers(part.strip("{}")) for part in target.split("x"))
+        pairs = np.stack(np.meshgrid(places, np.array(numbers) - 1, indexing="ij"), -1)  # [places, slices, 2]
+        place, number = pairs[..., 0], pairs[..., 1]
+    else:
+        number, place = np.divmod(np.array(_lists(target.replace("->", ","))) - FIRST_SLICE, FIRST_SLICE)
+    return number * (place.max() + 1) + place
+
+
+def _numbers(text: str) -> list[int]:
+    """Those of "1,2" or "0:3", ends included."""
+    first, last = text.split(":") if ":" in text else ("", "")
+    return list(range(int(first), int(last) + 1)) if first else list(_shape(text))
 
 
 def _axes(groups: np.ndarray, mesh: Mapping[str, int]) -> tuple[str, ...]:

@@ -9,6 +9,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from mmjax.parallel.mesh import make_mesh
+from mmjax.parallel.topology import find_devices, parse_topology, prepare
 from mmjax.training.plan.collectives import find_collectives, read_collectives
 
 MESH = {"replica": 1, "fsdp": 4, "tensor": 2, "sequence": 1}
@@ -51,9 +52,88 @@ def test_the_other_kinds_and_how_much_they_send():
     assert read_collectives(line("replica_groups={{0},{1}}"), MESH) == []
 
 
-def test_one_that_stands_in_the_text_several_times_counts_once():
-    text = line("replica_groups=[4,2]<=[8]") + line("replica_groups=[4,2]<=[8]", name="async_collective_fusion.2")
-    assert [found.executions for found in read_collectives(text, MESH)] == [1]
+def test_what_runs_in_a_loop_and_before_it():
+    """A loop whose first turn was taken out of it: its counter starts at one, its channel stands in both places."""
+    gather = "bf16[8,4]{1,0} all-gather(%p), channel_id=3, replica_groups=[4,2]<=[8]"
+    text = f"""
+%fused.1 (p: f32[1]) -> f32[1] {{
+  %c.1 = {gather}, flag="start"
+}}
+%fused.2 (p: f32[1]) -> f32[1] {{
+  %c.2 = {gather}, flag="end"
+}}
+%condition.1 (p: (s32[], f32[1])) -> pred[] {{
+  %n.1 = s32[]{{:T(128)}} constant(6)
+  %i.1 = s32[]{{:T(128)}} get-tuple-element(%p), index=0
+  ROOT %lt.1 = pred[] compare(%i.1, %n.1), direction=LT
+}}
+%body.1 (p: (s32[], f32[1])) -> (s32[], f32[1]) {{
+  %f.1 = f32[1] fusion(%p), calls=%fused.1
+  %f.2 = f32[1] fusion(%f.1), calls=%fused.2
+}}
+ENTRY %main (p: f32[1]) -> f32[1] {{
+  %one = s32[]{{:T(128)}} constant(1)
+  %copy.1 = s32[]{{:T(128)}} copy(%one)
+  %c.3 = {gather}
+  %t.1 = (s32[], f32[1]) tuple(%copy.1, /*index=1*/%p)
+  %w.1 = (s32[], f32[1]) while(%t.1), condition=%condition.1, body=%body.1
+}}
+"""
+    (found,) = read_collectives(text, MESH)
+    assert (found.kind, found.count, found.executions) == ("all-gather", 2, 1 + 5)
+    (found,) = read_collectives(text.replace("tuple(%copy.1", "tuple(%unknown"), MESH)
+    assert found.executions == 1 + 6
+
+
+@pytest.mark.parametrize(
+    ("transfer", "target", "kind", "sent"),
+    [
+        ("ALL_REDUCE", '"{1,2,3}x{0:3}"', "all-reduce", 2 * 2 / 3),
+        ("ALL_GATHER", '"{1,2,3}x{0:3}"', "all-gather", 2),
+        ("REDUCE_SCATTER", '"{1,2,3}x{0,1,2,3}"', "reduce-scatter", 2 / 3),
+        ("ALL_TO_ALL", "{{100000,200000,300000},{100003,200003,300003}}", "all-to-all", 2 / 3),
+        ("ONE_TO_ONE", "{{100000->200000},{200000->300000},{300003->100003}}", "collective-permute", 1),
+    ],
+)
+def test_between_slices(transfer, target, kind, sent):
+    """As libtpu 0.0.52 writes them, for three slices of four chips."""
+    attributes = (
+        f'{{_xla_host_transfer_rendezvous="r_0",_xla_megascale_target={target},_xla_megascale_transfer_type="{transfer}"}}'
+    )
+    shape = "(f32[512,8,128]{2,1,0:T(8,128)}, u32[], token[])"
+    pair = "".join(
+        f"  %{kind}.{i} = {shape} {kind}(%p), channel_id={i}, is_host_transfer=true, frontend_attributes={attributes}\n"
+        for i, kind in enumerate(("send", "recv"))
+    )
+    mesh = {"replica": 3, "fsdp": 2, "tensor": 2, "sequence": 1}
+    (found,) = read_collectives(f"ENTRY %main (p: f32[1]) -> f32[1] {{\n{pair}}}\n", mesh)
+    assert (found.kind, found.axes, found.dtype) == (kind, ("replica",), "f32")
+    assert found.bytes == pytest.approx(sent * 512 * 8 * 128 * 4)
+
+
+@pytest.mark.heavy
+@pytest.mark.usefixtures("optimised")
+def test_two_slices_of_tpus():
+    """Exactly what layers whose weights are split within a slice have to send: in a slice, and from it to the other."""
+    topology = parse_topology("v5e:2x2*2")
+    prepare(topology)
+    mesh = make_mesh({"replica": 2, "fsdp": 4}, list(find_devices(topology)))
+    rows, columns = (NamedSharding(mesh, PartitionSpec(*s)) for s in ((("replica", "fsdp"),), (None, "fsdp")))
+    weights = jax.ShapeDtypeStruct((LAYERS, 1024, 1024), jnp.float32, sharding=columns)
+    x = jax.ShapeDtypeStruct((64, 1024), jnp.float32, sharding=rows)
+
+    def loss(weights, x):
+        return (jax.lax.scan(lambda x, weight: (jnp.tanh(x @ weight), None), x, weights)[0] ** 2).sum()
+
+    text = jax.jit(jax.grad(loss), out_shardings=columns).lower(weights, x).compile().as_text()
+    found = {each.kind: each for each in read_collectives(text, dict(mesh.shape))}
+    layer = 1024 * 1024 * 4
+    assert {kind: (each.axes, each.executions) for kind, each in found.items()} == {
+        "all-gather": (("fsdp",), 2 * LAYERS), "reduce-scatter": (("fsdp",), LAYERS), "all-reduce": (("replica",), LAYERS),
+    }  # fmt: skip
+    assert found["all-gather"].bytes == 2 * LAYERS * 3 / 4 * layer / 2  # in bfloat16
+    assert found["reduce-scatter"].bytes == LAYERS * 3 / 4 * layer
+    assert found["all-reduce"].bytes == LAYERS * layer / 4
 
 
 def test_a_scan_runs_its_collectives_once_a_layer():
