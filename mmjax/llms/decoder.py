@@ -103,8 +103,11 @@ class Decoder(nnx.Module):
 
     def logits(self, hidden: Float[Array, "*batch d"]) -> Float[Array, "*batch vocab"]:
         """Scores of the next token in float32; entries that only pad the vocabulary are −inf."""
-        head = self.token_embedding.table[...].T if self.head is None else self.head.matrix
-        return vocabulary_logits(hidden, head, self.config.vocab)
+        return vocabulary_logits(*self.to_head(hidden), self.config.vocab)
+
+    def to_head(self, hidden: Float[Array, "*batch d"]) -> tuple[Float[Array, "*batch d"], Float[Array, "d vocab"]]:
+        """The two factors of the logits, for a vocabulary as it is padded."""
+        return hidden, self.token_embedding.table[...].T if self.head is None else self.head.matrix
 
     def init_cache(self, rows: int, length: int, dtype: Any = jnp.float32) -> KVCache:
         """An empty cache with room for `length` tokens a row."""

@@ -99,8 +99,9 @@ class PaLM(Decoder):
         angles = rotary_angles(positions, config.head_dim, config.rope_base, config.rope_scaling)
         return embeddings, {"angles": angles}
 
-    def logits(self, hidden: Float[Array, "*batch d"]) -> Float[Array, "*batch vocab"]:
-        return super().logits(hidden) * self.config.logit_scale
+    def to_head(self, hidden: Float[Array, "*batch d"]) -> tuple[Float[Array, "*batch d"], Float[Array, "d vocab"]]:
+        hidden, head = super().to_head(hidden)
+        return hidden * self.config.logit_scale, head
 
 
 def weight_table(config: PaLMConfig) -> Table:

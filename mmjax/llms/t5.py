@@ -255,10 +255,13 @@ class T5(nnx.Module):
 
     def logits(self, hidden: Float[Array, "*batch d"]) -> Float[Array, "*batch vocab"]:
         """Scores of the next token in float32; entries that only pad the vocabulary are −inf."""
+        return vocabulary_logits(*self.to_head(hidden), self.config.vocab)
+
+    def to_head(self, hidden: Float[Array, "*batch d"]) -> tuple[Float[Array, "*batch d"], Float[Array, "d vocab"]]:
+        """The two factors of the logits, for a vocabulary as it is padded."""
         if self.config.scaled:
             hidden = hidden * self.config.width**-0.5
-        head = self.token_embedding.table[...].T if self.head is None else self.head.matrix
-        return vocabulary_logits(hidden, head, self.config.vocab)
+        return hidden, self.token_embedding.table[...].T if self.head is None else self.head.matrix
 
     def init_cache(self, rows: int, length: int, dtype: Any = jnp.float32, *, source: Encoded) -> EncoderDecoderCache:
         """A cache with room for `length` tokens a row, in which every layer has projected the source."""

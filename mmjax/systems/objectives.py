@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from mmjax.objectives.fused import fused_next_token_loss
 from mmjax.objectives.language_modelling import next_token_loss
 from mmjax.systems import blip2
 from mmjax.types import Batch, UserError
@@ -40,7 +41,7 @@ class Objective:
 
 
 def language_modelling(
-    *, label_smoothing: float = 0.0, chunk: int = 512, prior: Any = None, **_: Any
+    *, label_smoothing: float = 0.0, chunk: int = 512, prior: Any = None, cross_entropy: str = "xla", **_: Any
 ) -> tuple[Callable, Callable, tuple[str, ...], bool]:
     """Next-token prediction over the text rows: captions, answers, plain text."""
 
@@ -51,6 +52,11 @@ def language_modelling(
         text = batch.text
         table = None if prior is None or batch.prior_index is None else (batch.prior_index, jnp.asarray(prior))
         hidden = system.hidden(batch, key)
+        if cross_entropy == "tokamax":
+            with jax.named_scope("llm"):
+                hidden, head = system.llm.to_head(hidden)
+                head = head[:, : system.llm.config.vocab]
+                return {"text": fused_next_token_loss(hidden, head, text.targets, text.loss_weights, chunk=chunk)}, {}
         with jax.named_scope("llm"):
             loss, hits = next_token_loss(
                 system.llm.logits, hidden, text.targets, text.loss_weights,
@@ -86,7 +92,7 @@ def make_objective(name: str, weights: Mapping[str, float], **options: Any) -> O
 
     Args:
       weights: of its terms; a term not named weighs 1.
-      options: label_smoothing, chunk, positives, prior (a table of log-priors [rows, vocab]).
+      options: label_smoothing, chunk, positives, cross_entropy, prior (a table of log-priors [rows, vocab]).
 
     Raises:
       UserError: an unknown objective or term.

@@ -195,6 +195,7 @@ class Run:
             label_smoothing=stage.objective.label_smoothing,
             chunk=stage.objective.chunk,
             positives=stage.objective.positives,
+            cross_entropy=stage.objective.cross_entropy,
             prior=table,
         )
         step = make_train_step(assembly.definition, stage, objective, assembly.optimizer, assembly.state, assembly.frozen)

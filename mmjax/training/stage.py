@@ -41,6 +41,8 @@ class ObjectiveConfig:
         those with equal captions; "images", those with the same image.
       chunk: text positions of a row whose logits exist at once. Each device sorts its positions, and skips chunks in which
         nothing is learnt: of long rows with short answers small chunks skip more, large ones multiply faster.
+      cross_entropy: of language modelling, by what it is computed: "xla", or "tokamax", a kernel for TPUs that never writes the
+        logits to memory (`mmjax.objectives.fused`), without label smoothing, answer prior and token accuracy.
     """
 
     name: str
@@ -49,6 +51,7 @@ class ObjectiveConfig:
     answer_prior: float = 0.0
     positives: str = "pairs"
     chunk: int = 512
+    cross_entropy: str = "xla"
 
     def __post_init__(self):
         for name in ("label_smoothing", "answer_prior"):
@@ -58,6 +61,10 @@ class ObjectiveConfig:
             raise ValueError(f"positives must be 'pairs', 'captions' or 'images', got {self.positives!r}")
         if self.chunk < 1:
             raise ValueError(f"chunk must be 1 or more, got {self.chunk}")
+        if self.cross_entropy not in ("xla", "tokamax"):
+            raise ValueError(f"cross_entropy must be 'xla' or 'tokamax', got {self.cross_entropy!r}")
+        if self.cross_entropy == "tokamax" and (self.name != "language_modelling" or self.label_smoothing or self.answer_prior):
+            raise ValueError("cross_entropy='tokamax' is for language_modelling without label_smoothing and answer_prior")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
