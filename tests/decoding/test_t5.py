@@ -133,7 +133,11 @@ def test_cached_greedy_equals_full_forward_token_by_token(pair):
 
 @pytest.mark.parametrize(
     "options",
-    [NO_END, dataclasses.replace(NO_END, num_beams=3), dataclasses.replace(NO_END, do_sample=True, top_k=20, top_p=0.9)],
+    [
+        NO_END,
+        pytest.param(dataclasses.replace(NO_END, num_beams=3), marks=pytest.mark.heavy),
+        pytest.param(dataclasses.replace(NO_END, do_sample=True, top_k=20, top_p=0.9), marks=pytest.mark.heavy),
+    ],
     ids=["greedy", "beam", "sample"],
 )
 def test_a_row_sees_neither_neighbours_nor_padding(pair, options):

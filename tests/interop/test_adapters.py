@@ -143,6 +143,7 @@ TRAINED = (
 )
 
 
+@pytest.mark.heavy
 def test_a_projector_that_was_trained_with_lora_is_in_the_file(bases, tmp_path):
     base, arrays = bases("blip2"), tiny.inputs("blip2")
     paths = list(mmjax.from_pretrained(base).parameters)

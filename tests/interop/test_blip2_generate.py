@@ -88,10 +88,10 @@ def check_answers(model, reference, inputs, media, beams):
     return {answer.tokens for answer in answers}
 
 
-T5S = [pytest.param(name, marks=pytest.mark.heavy) for name in ("blip2_t5", "instructblip_t5")]
+OTHERS = [pytest.param(name, marks=pytest.mark.heavy) for name in ("instructblip_llama", "blip2_t5", "instructblip_t5")]
 
 
-@pytest.mark.parametrize("name", ["blip2", "instructblip_llama", *T5S])
+@pytest.mark.parametrize("name", ["blip2", *OTHERS])
 def test_tokens_are_those_of_transformers(tmp_path, name):
     reference = make(tmp_path, name)
     images = pictures(len(PROMPTS))

@@ -100,7 +100,7 @@ def case(tmp_path_factory):
 
 
 @pytest.mark.parametrize("beams", [1, 3])
-@pytest.mark.parametrize("begun", ["", "w4 w11"])
+@pytest.mark.parametrize("begun", [pytest.param("", marks=pytest.mark.heavy), "w4 w11"])
 def test_captions_are_those_of_the_reading(case, beams, begun):
     model, pictures, reading, features = case
     start = torch.tensor([[DEC, *(4 + int(word[1:]) for word in begun.split())]]).expand(len(pictures), -1)
@@ -118,6 +118,7 @@ def test_captions_are_those_of_the_reading(case, beams, begun):
     assert len({answer.tokens for answer in answers}) > 1
 
 
+@pytest.mark.heavy
 def test_cached_steps_are_the_whole_pass(case):
     """Any cut of a text gives the same logits, those of the pass that trains."""
     model, pictures, _, _ = case

@@ -94,7 +94,7 @@ def make_stage1(directory, vocab, *, vision=None, qformer=None):
     return directory / "blip2_pretrained.pth", reference, tensors
 
 
-@pytest.fixture(params=[40, 41])
+@pytest.fixture(params=[40, pytest.param(41, marks=pytest.mark.heavy)])
 def stage1(request, tmp_path):
     return make_stage1(tmp_path, request.param)
 
@@ -153,7 +153,7 @@ STAGE2 = {
 }
 
 
-@pytest.mark.parametrize("variant", STAGE2)
+@pytest.mark.parametrize("variant", ["opt", *(pytest.param(name, marks=pytest.mark.heavy) for name in STAGE2 if name != "opt")])
 def test_whole_and_trimmed_files_give_the_logits_of_transformers(tmp_path, variant):
     kind, text, prefix, inputs = STAGE2[variant]
     reference = make(tmp_path / "whole", kind, text)

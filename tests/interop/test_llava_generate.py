@@ -126,6 +126,7 @@ def test_the_marker_in_a_question_is_text(directory):
     assert llava_models.IMAGE not in batch.text.tokens and not batch.media
 
 
+@pytest.mark.heavy
 def test_ids_beyond_the_tokenizer_are_never_answered(tmp_path):
     """The vocabulary is filled up to a round size, here with rows that win every comparison."""
     reference = llava_models.make(tmp_path, "llava", text_config={"vocab_size": 64})
@@ -197,7 +198,7 @@ def test_what_we_trained_answers_the_same_for_transformers(tmp_path, fit):
         ]
 
 
-@pytest.mark.parametrize("kind", ["llava", "next"])
+@pytest.mark.parametrize("kind", ["llava", pytest.param("next", marks=pytest.mark.heavy)])
 def test_the_endpoint_answers_as_generate(tmp_path, kind):
     llava_models.make(tmp_path, kind, text_config={"max_position_embeddings": 512})
     llava_models.add_processor(tmp_path, kind)

@@ -108,6 +108,7 @@ def test_without_its_questions_it_is_plain_blip2(exported, tmp_path):
     assert plain.config["parts"]["connectors.image"]["vocab"] == 0 and plain.processor.query_length == 0
 
 
+@pytest.mark.heavy
 def test_stage_one_is_exported_for_retrieval(exported, tmp_path):
     whole, _, _ = exported
     parts = {**whole.config["parts"]}

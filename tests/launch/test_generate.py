@@ -59,6 +59,7 @@ def test_videos_that_cannot_be_read(directory, tmp_path, size, without, message)
     assert done.stderr.splitlines()[-1].startswith("error: ") and "Traceback" not in done.stderr
 
 
+@pytest.mark.heavy
 def test_a_checkpoint_of_minigpt4_answers_with_its_parts(tmp_path):
     root, picture = test_minigpt4.release(tmp_path)[0], tmp_path / "picture.png"
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (9, 7, 3), dtype=np.uint8)).save(picture)

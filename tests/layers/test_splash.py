@@ -107,6 +107,7 @@ def test_blocks_are_alike_and_pad_little(slots, most, shards, expected):
     assert splash._blocks(slots, most, shards) == expected
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("name", ["v5e:2x2", "v6e:2x2", "v5p:2x2x1"])
 def test_gradients_at_the_widths_of_a_7b_fit_the_vector_memory(name):
     """Three kernels, or two, whose blocks are as large as they may be: a compiler refuses them where they are too large."""

@@ -108,7 +108,7 @@ def test_depth_adds_no_leaf_and_no_equation():
     assert programs[0] == programs[1]
 
 
-@pytest.mark.parametrize("mesh", [{"fsdp": 8}, {"replica": 2, "fsdp": 2, "tensor": 2}])
+@pytest.mark.parametrize("mesh", [pytest.param({"fsdp": 8}, marks=pytest.mark.heavy), {"replica": 2, "fsdp": 2, "tensor": 2}])
 def test_sharded_equals_unsharded(mesh):
     config = make_config(heads=4)
     definition, parameters = checks.made(T5, config)

@@ -62,6 +62,7 @@ def test_the_step_of_one_device_for_every_other_system_and_mesh(name, mesh):
     check_step(name, mesh)
 
 
+@pytest.mark.heavy
 def test_micro_batches_remat_and_media_that_divide_over_nothing():
     """Two rows of a micro-batch on each group of four devices, five pictures a row: an empty sixth makes three a device."""
     check_step("llava_1_5", (1, 2, 1, 4), accumulation=2, remat="full")

@@ -16,7 +16,7 @@ CHAT = "/v1/chat/completions"
 PROMPT = "Dialog history: how many red? yes\n Question: is there blue? Short answer:"
 
 
-@pytest.fixture(scope="module", params=["instructblip_llama", "instructblip_t5"])
+@pytest.fixture(scope="module", params=["instructblip_llama", pytest.param("instructblip_t5", marks=pytest.mark.heavy)])
 def served(request, tmp_path_factory):
     directory = tmp_path_factory.mktemp(request.param)
     test_blip2_generate.make(directory, request.param)

@@ -34,6 +34,7 @@ def compilations():
         jax.monitoring.unregister_event_duration_listener(listen)
 
 
+@pytest.mark.heavy
 def test_the_first_requests_compile_nothing(model):
     cold = dataclasses.replace(model, cache={})
     with compilations() as while_warming:

@@ -141,6 +141,7 @@ def test_a_row_without_a_caption_changes_nothing(definition, parameters):
         np.testing.assert_allclose(sums[0][term], sums[1][term], rtol=1e-5)
 
 
+@pytest.mark.heavy
 def test_eight_devices_give_the_loss_and_gradients_of_one(definition, parameters):
     batch, key = make_batch(), jax.random.key(5)
     mesh = Mesh(np.array(jax.devices()[:8]), ("fsdp",))

@@ -50,6 +50,7 @@ def batch(model, rows, **sizes):
     return assemble([[item(number) for number in numbers] for numbers in rows], shape)
 
 
+@pytest.mark.heavy
 @pytest.mark.usefixtures("optimised")
 def test_packing_moves_neither_loss_nor_gradient(model):
     objective = make_objective("language_modelling", {})
@@ -82,6 +83,7 @@ def test_pictures_change_answers_and_batches_do_not(model):
     assert [answer.tokens for answer in whole] == [answer.tokens for answer in parts]
 
 
+@pytest.mark.heavy
 def test_a_generated_answer_scores_the_sum_of_its_log_probabilities(model):
     examples = [world.make_example(number) for number in range(8)]
     answers = generate(model, examples, template=QUESTION, max_new_tokens=2, eos_token_id=())

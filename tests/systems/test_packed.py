@@ -85,7 +85,7 @@ class World:
         return np.asarray(losses(self.parameters, batch))
 
 
-@pytest.fixture(scope="module", params=[False, True], ids=["whole", "tiles"])
+@pytest.fixture(scope="module", params=[False, pytest.param(True, marks=pytest.mark.heavy)], ids=["whole", "tiles"])
 def world(request):
     return World(request.param)
 

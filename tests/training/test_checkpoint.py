@@ -17,6 +17,9 @@ from mmjax.training import checkpoint
 from mmjax.training.checkpoint import Checkpoints, restore_leaves
 from mmjax.types import UserError
 
+# Orbax drops its other coroutines when one of them fails.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
 
 def make_state(scale: float = 1.0, width: int = 64):
     kernel = jnp.asarray(np.random.default_rng(0).normal(size=(width, 64)) * scale, jnp.float32)

@@ -81,6 +81,7 @@ def test_the_state_holds_nothing_of_a_frozen_part():
     assert shapes == trained
 
 
+@pytest.mark.heavy
 def test_a_frozen_tower_keeps_no_residuals():
     """Three times the layers need no byte more where they are frozen, and a multiple where they are trained."""
     frozen = [temporary_bytes(build(FROZEN["encoder"], encoder_layers=layers)) for layers in (4, 12)]

@@ -56,12 +56,14 @@ def test_what_is_trained_cannot_be_int8():
         assemble(experiment, experiment.stages["finetune"])
 
 
+@pytest.mark.heavy
 def test_adapters_learn_as_over_floats(quantised, plain):
     assert quantised[3]["loss"] == pytest.approx(float(plain[3]["loss"]), rel=2e-2)
     assert quantised[3]["gradient_norm"] == pytest.approx(float(plain[3]["gradient_norm"]), rel=0.1)
     assert all(np.abs(value).max() > 0 for path, value in quantised[2].items() if path.endswith("lora_b"))
 
 
+@pytest.mark.heavy
 def test_eight_devices_do_what_one_does(quantised):
     _, frozen, after, metrics = quantised
     made, split, split_after, split_metrics = two_steps(INT8, fsdp=4, tensor=2)
@@ -94,6 +96,7 @@ def test_the_parts_table_counts_bytes_of_weights_and_scales_and_the_same_flops()
     )
 
 
+@pytest.mark.heavy
 @pytest.mark.usefixtures("optimised")
 def test_no_float_copy_of_the_matrices_is_made():
     """The compiled step holds fewer bytes by what its arguments save: its temporaries hold no more than before."""

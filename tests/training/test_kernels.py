@@ -45,6 +45,7 @@ def lowered(topology, sizes):
     return lower_step(step, made.state, made.frozen, batch_shapes(made.stage))
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("topology", ["v4:2x2x1", "v5e:2x2", "v5p:2x2x1", "v6e:2x2"])
 def test_encoder_and_language_model_attend_by_the_kernel_on_every_tpu(topology):
     text = lowered(topology, {"fsdp": 2, "sequence": 2}).as_text()

@@ -75,7 +75,7 @@ def run_convert(*arguments: str) -> None:
         convert.main()
 
 
-@pytest.fixture(scope="module", params=["float32", "int8"])
+@pytest.fixture(scope="module", params=["float32", pytest.param("int8", marks=pytest.mark.heavy)])
 def trained(tmp_path_factory, request):
     """The frozen language model in floats, or in int8, of which whoever reads the run sees nothing:
     (base, workdir of a run that was stopped at its fourth step and resumed, workdir of one that was not)."""

@@ -116,6 +116,7 @@ def assert_same_toys(workdir, reference):
     ]
 
 
+@pytest.mark.heavy
 def test_a_killed_process_ends_the_other_and_the_same_command_resumes(tmp_path, undisturbed):
     with toys(tmp_path, "--pace=0.1") as pod:
         pod.wait_for(lambda: 9 in [line["step"] for line in logged(tmp_path)])

@@ -151,6 +151,7 @@ def test_whole_run(config, finished, evaluated):
     assert curve(finished) == before and not evaluated, "nothing is left to do"
 
 
+@pytest.mark.heavy
 def test_a_run_is_the_source_of_another(config, finished):
     """Parts begin with what a finished run has trained; a text branch and heads that it lacks are drawn."""
     parts = config["parts"]
@@ -235,6 +236,7 @@ def test_stopped_and_resumed(config, reference, at, tmp_path):
     assert_same(workdir, reference)
 
 
+@pytest.mark.heavy
 def test_killed_and_resumed(config, reference, at, tmp_path):
     workdir = tmp_path / "killed"
     for step, evaluating in ((3, False), (0, True)):
@@ -246,6 +248,7 @@ def test_killed_and_resumed(config, reference, at, tmp_path):
     assert_same(workdir, reference)
 
 
+@pytest.mark.heavy
 def test_damaged_last_checkpoint_of_a_finished_stage(config, finished, caplog):
     before, lm = curve(finished), finished / "checkpoints" / "lm"
     shutil.rmtree(finished / "checkpoints" / "caption")
@@ -317,6 +320,7 @@ def test_changed_data_are_refused(config, at, tmp_path, world):
         train(config, tmp_path)
 
 
+@pytest.mark.heavy
 def test_resumes_on_another_mesh(config, reference, at, tmp_path):
     """Saved on all devices, restored onto a different arrangement of them: the same state, so nearly the same losses."""
     workdir = tmp_path / "mesh"

@@ -25,7 +25,14 @@ def train(mesh, **fields):
     return jax.device_get(state), losses
 
 
-@pytest.mark.parametrize("mesh", [{"fsdp": 8}, {"fsdp": 4, "tensor": 2}, {"replica": 2, "fsdp": 2, "tensor": 2}])
+@pytest.mark.parametrize(
+    "mesh",
+    [
+        pytest.param({"fsdp": 8}, marks=pytest.mark.heavy),
+        pytest.param({"fsdp": 4, "tensor": 2}, marks=pytest.mark.heavy),
+        {"replica": 2, "fsdp": 2, "tensor": 2},
+    ],
+)
 @pytest.mark.parametrize("fields", [{}, {"optimizer": {"accumulation": 2}, "remat": "full"}])
 def test_sharded_equals_unsharded(mesh, fields):
     single, sharded = train(None, **fields), train(mesh, **fields)

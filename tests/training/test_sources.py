@@ -86,6 +86,7 @@ def test_a_tower_comes_from_a_directory_of_its_own(tmp_path, name):
         np.testing.assert_array_equal(parameters["encoders.image.layers.mlp.up.kernel"][layer], kernel)
 
 
+@pytest.mark.heavy
 def test_blip2_s_tower_of_clip_comes_from_clip_s_directory(tmp_path, caplog):
     """All blocks but the last, whose features a new norm reads: CLIP's own is for the vector that it pools."""
     sizes = {**tiny.VISION, "hidden_size": 32, "num_attention_heads": 16, "num_hidden_layers": 4}
@@ -104,6 +105,7 @@ def test_blip2_s_tower_of_clip_comes_from_clip_s_directory(tmp_path, caplog):
     np.testing.assert_allclose(got, expected, rtol=0, atol=1e-4)
 
 
+@pytest.mark.heavy
 def test_parts_come_from_files_of_lavis(tmp_path, caplog):
     kind, text, prefix, _ = test_lavis.STAGE2["opt"]
     reference = test_lavis.make(tmp_path, kind, text)
@@ -148,6 +150,7 @@ def begin_minigpt4(encoder, connector, **fresh):
     return fill(assembly, experiment, {}, list(assembly.definition.specs))
 
 
+@pytest.mark.heavy
 def test_minigpt4_takes_the_encoder_and_the_qformer_of_blip2_and_no_projection(tmp_path):
     root, blip2, _ = test_minigpt4.release(tmp_path)
     projection, published = test_minigpt4.save_projection(root / "stage1.pth", 24), blip2.state_dict()

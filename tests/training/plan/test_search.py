@@ -82,6 +82,7 @@ def test_the_fastest_on_paper_are_compiled_first_and_what_cannot_fit_is_not(expe
     assert "--config.stages.finetune.remat=full" in out.getvalue() and "does not fit" in out.getvalue()
 
 
+@pytest.mark.heavy
 def test_the_budget_ends_the_search(experiment, monkeypatch):
     (stage,) = experiment.stages.values()
     monkeypatch.setattr(module, "make_plan", pretend(lambda stage: 10, limit=100))

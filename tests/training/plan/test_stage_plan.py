@@ -50,6 +50,7 @@ def plan() -> Plan:
     return planned(llava(), "v5e:2x2")
 
 
+@pytest.mark.heavy
 def test_the_state_is_split_evenly_and_given_back_in_place(plan):
     state = plan.program.assembly.state
     trained = sum(math.prod(leaf.shape) for leaf in state.trainable.values())
@@ -127,6 +128,7 @@ def test_a_mesh_that_the_topology_has_no_devices_for_names_the_flag():
         planned(llava(mesh={"tensor": 3}), "v5e:2x2")
 
 
+@pytest.mark.heavy
 def test_cpus_and_the_gpus_in_whose_place_they_stand():
     topology = Topology("cpu", (2,))
     experiment = llava(128)
