@@ -59,10 +59,8 @@ def fused_next_token_loss(
     if mesh is None:
         return _device_loss(*arguments, size, where)
     rows = partition_spec(hidden.shape, (*layout, None), mesh)
-    text, split = (
-        PartitionSpec(*rows[:2]),
-        [axis for entry in rows for axis in ((entry,) if isinstance(entry, str) else entry or ())],
-    )
+    text = PartitionSpec(*rows[:2])
+    split = [axis for entry in rows for axis in ((entry,) if isinstance(entry, str) else entry or ())]
     each = jax.shard_map(
         lambda *arguments: _device_loss(*arguments, size, where)[None],
         mesh=mesh, in_specs=(rows, PartitionSpec(), text, text), out_specs=PartitionSpec(tuple(split)), check_vma=False,

@@ -52,12 +52,11 @@ def language_modelling(
         text = batch.text
         table = None if prior is None or batch.prior_index is None else (batch.prior_index, jnp.asarray(prior))
         hidden = system.hidden(batch, key)
-        if cross_entropy == "tokamax":
-            with jax.named_scope("llm"):
+        with jax.named_scope("llm"):
+            if cross_entropy == "tokamax":
                 hidden, head = system.llm.to_head(hidden)
                 head = head[:, : system.llm.config.vocab]
                 return {"text": fused_next_token_loss(hidden, head, text.targets, text.loss_weights, chunk=chunk)}, {}
-        with jax.named_scope("llm"):
             loss, hits = next_token_loss(
                 system.llm.logits, hidden, text.targets, text.loss_weights,
                 chunk=chunk, smoothing=label_smoothing, prior=table,
@@ -92,7 +91,8 @@ def make_objective(name: str, weights: Mapping[str, float], **options: Any) -> O
 
     Args:
       weights: of its terms; a term not named weighs 1.
-      options: label_smoothing, chunk, positives, cross_entropy, prior (a table of log-priors [rows, vocab]).
+      options: the rest of a stage's ObjectiveConfig, of which each objective takes what it knows, and prior (a table of
+        log-priors [rows, vocab]).
 
     Raises:
       UserError: an unknown objective or term.

@@ -3,33 +3,46 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import io
 import json
 import os
 import socket
+import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from mmjax.types import UserError
 
 BEAT = 30.0  # seconds
 PATIENCE = 120.0  # seconds: a mounted bucket may show a change a minute late
+EXIT_CODE = 1
+
+
+def _end(reason: str) -> None:
+    """Ends the process as it stands: whatever it would still write belongs to another run's workdir."""
+    print(reason, file=sys.stderr, flush=True)
+    os._exit(EXIT_CODE)
 
 
 @contextlib.contextmanager
-def run_lock(workdir: Path, *, beat: float = BEAT, patience: float = PATIENCE) -> Iterator[None]:
+def run_lock(
+    workdir: Path, *, beat: float = BEAT, patience: float = PATIENCE, end: Callable[[str], None] = _end
+) -> Iterator[None]:
     """Holds `<workdir>/lock.json`, which names the run's process and host.
 
     The kernel drops the lock when the process ends in whatever way. Hosts that mount a bucket share no locks: what a run on
-    another host has left behind without an end is watched, and whoever still writes to it holds the workdir.
+    another host has left behind without an end is watched, and whoever still writes to it holds the workdir. Of two that start
+    at once, the one that finds the other's name in the file ends.
 
     Args:
       workdir: of the run; made if it does not exist.
       beat: seconds after which the file is written again.
       patience: seconds for which the file of another host is watched.
+      end: called, in a thread, with the reason when another run has taken the workdir; it ends the process.
 
     Raises:
       UserError: another process trains here, or the directory cannot be written.
@@ -49,7 +62,7 @@ def run_lock(workdir: Path, *, beat: float = BEAT, patience: float = PATIENCE) -
             raise _taken(path.read_bytes(), workdir) from None
         _watch(path, patience)
         try:
-            with _beating(file, beat):
+            with _beating(path, file, beat, end):
                 yield
         finally:
             file.truncate(0)  # an end, or an error, that nobody has to wait for
@@ -70,10 +83,10 @@ def _watch(path: Path, patience: float) -> None:
 
 
 @contextlib.contextmanager
-def _beating(file: io.FileIO, beat: float) -> Iterator[None]:
-    """Writes the file now and after every `beat` seconds."""
+def _beating(path: Path, file: io.FileIO, beat: float, end: Callable[[str], None]) -> Iterator[None]:
+    """Writes the file now and after every `beat` seconds, until another's name stands in it."""
     owner = {"pid": os.getpid(), "host": socket.gethostname(), "started": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
-    ended = threading.Event()
+    us, ended = _read(json.dumps(owner).encode()), threading.Event()
 
     def write(beats: int) -> None:
         file.truncate(0)
@@ -84,7 +97,15 @@ def _beating(file: io.FileIO, beat: float) -> Iterator[None]:
         beats = 0
         while not ended.wait(beat):
             beats += 1
-            write(beats)
+            try:
+                text = path.read_bytes()
+                if _read(text) not in (us, None):
+                    return end(str(_taken(text, path.parent)))
+                write(beats)
+            except OSError as error:
+                if error.errno == errno.ESTALE:  # how a mounted bucket says that another host has written the file
+                    return end(str(_taken(b"", path.parent)))
+                print(f"{path} cannot be written: {error.strerror}; trying again in {beat:.0f} s", file=sys.stderr, flush=True)
 
     write(0)
     thread = threading.Thread(target=run, name="lock", daemon=True)

@@ -26,6 +26,7 @@ from mmjax.evaluation.report import write_report
 from mmjax.evaluation.summary import print_summary
 from mmjax.layers.parameters import Parameters
 from mmjax.parallel.hosts import held_rows, to_devices
+from mmjax.parallel.mesh import describe
 from mmjax.systems.objectives import make_objective
 from mmjax.training import guard
 from mmjax.training.assembly import Assembly, assemble, fill, first_state, stage_seed
@@ -189,15 +190,7 @@ class Run:
         experiment, stage = self.experiment, assembly.stage
         checkpoint, start = experiment.checkpoint, int(state.step)
         prompts, table = answer_prior(stage, processor)
-        objective = make_objective(
-            stage.objective.name,
-            stage.objective.weights,
-            label_smoothing=stage.objective.label_smoothing,
-            chunk=stage.objective.chunk,
-            positives=stage.objective.positives,
-            cross_entropy=stage.objective.cross_entropy,
-            prior=table,
-        )
+        objective = make_objective(**vars(stage.objective), prior=table)
         step = make_train_step(assembly.definition, stage, objective, assembly.optimizer, assembly.state, assembly.frozen)
         stream = make_stream(
             stage.data,
@@ -223,6 +216,7 @@ class Run:
                 parts = parts_table(assembly.definition, assembly.state, assembly.frozen, assembly.shardings, flops)
                 write_parts(parts, self.workdir / "parts.json")
                 print_parts(parts)
+                services.progress.note(f"trains on {describe(assembly.mesh)}")
             loop = Loop(
                 stage.name,
                 lambda state, batch: step(state, frozen, batch),

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import json
 import os
 import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 
@@ -84,6 +87,59 @@ def test_a_run_on_another_host_that_has_died_is_followed(tmp_path, capsys):
     with run_lock(tmp_path, patience=0.5):
         assert json.loads((tmp_path / "lock.json").read_text())["pid"] == os.getpid()
     assert "process 7 on far (since now) has left" in capsys.readouterr().out
+
+
+def test_of_two_that_start_at_once_without_locks_one_ends(tmp_path, monkeypatch):
+    """As on a mounted bucket: both find an empty file, and the last one to write stands in it."""
+    monkeypatch.setattr("fcntl.flock", lambda *_: None)
+    told, wait = [], threading.Event()
+
+    def first_ended(reason):
+        told.append(reason)
+        wait.set()
+
+    with run_lock(tmp_path, beat=0.3, end=first_ended):
+        (tmp_path / "lock.json").write_text(left_by("far"))
+        assert wait.wait(10)
+        assert told == [
+            f"process 7 on far (since now) is training in {tmp_path}; wait for it, stop it, or give another --workdir"
+        ]
+        time.sleep(0.7)
+        assert "far" in (tmp_path / "lock.json").read_text(), "and it writes no more"
+
+
+@pytest.mark.parametrize(("number", "ends"), [(errno.ESTALE, True), (errno.EIO, False)])
+def test_a_write_that_fails(tmp_path, monkeypatch, capsys, number, ends):
+    """A mounted bucket refuses to write over another host's file with ESTALE; other failures pass."""
+    told = []
+    with run_lock(tmp_path, beat=0.05, end=told.append):
+        real = os.fsync
+
+        def fail_once(_):
+            monkeypatch.setattr("os.fsync", real)
+            raise OSError(number, os.strerror(number))
+
+        monkeypatch.setattr("os.fsync", fail_once)
+        time.sleep(0.5)
+        assert bool(told) == ends
+        assert ("trying again" in capsys.readouterr().err) != ends
+        if not ends:
+            assert json.loads((tmp_path / "lock.json").read_text())["beats"] > 1
+
+
+def test_the_process_that_has_lost_its_workdir_ends(tmp_path):
+    code = f"""
+import fcntl, pathlib, time
+from mmjax.training.lock import run_lock
+fcntl.flock = lambda *_: None
+with run_lock({str(tmp_path)!r}, beat=0.1):
+    pathlib.Path({str(tmp_path / "lock.json")!r}).write_text({left_by("far")!r})
+    time.sleep(60)
+"""
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=50)
+    assert ended.returncode == 1
+    assert "process 7 on far (since now) is training in" in ended.stderr
+    assert "far" in (tmp_path / "lock.json").read_text()
 
 
 @pytest.mark.filterwarnings("ignore:.*fork.*")

@@ -259,12 +259,13 @@ def test_damaged_last_checkpoint_of_a_finished_stage(config, finished, caplog):
     assert curve(finished) == before
 
 
-def test_single_stage(config, tmp_path):
+def test_single_stage(config, tmp_path, capfd):
     with pytest.raises(UserError, match="--stage=vqa: the config has the stages lm, caption"):
         train(config, tmp_path, stage="vqa")
     with pytest.raises(UserError, match="stage 'lm' is not finished in .*--stage=lm"):
         train(config, tmp_path, stage="caption")
     assert set(train(config, tmp_path, stage="lm")) == {"lm"}
+    assert "lm: trains on 8 devices: fsdp " in "".join(capfd.readouterr())
 
 
 def test_workdir_of_another_config_is_refused(config, finished):

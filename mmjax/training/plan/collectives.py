@@ -1,7 +1,8 @@
 """What the devices of a compiled step tell one another, read from its text.
 
-The text is that of one device. A collective stands in it once, in whatever computation, and runs as often as the loops
-around it turn; a loop's turns are the constant that its condition compares with. A gradient that is reduced and scattered at
+The text is that of one device. A collective stands in it, in whatever computation, and runs as often as the loops around it
+turn; how often that is follows from the number that a loop's counter is compared with, and from how it begins and grows, by two
+where neighbours pass pieces of a weight in both directions while they multiply. A gradient that is reduced and scattered at
 once is an all-reduce inside a computation named all-reduce-scatter. Between slices of TPUs the runtime does the work, and the
 text has a send and a receive with the collective's name and devices, numbered 100,000 · slice + place in it, slices from one.
 """
@@ -9,15 +10,19 @@ text has a send and a receive with the collective's name and devices, numbered 1
 from __future__ import annotations
 
 import dataclasses
+import functools
+import logging
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 
+log = logging.getLogger(__name__)
+
 DTYPE_BYTES = {"pred": 1, "s4": 0.5, "u4": 0.5, "bf16": 2, "f8e4m3fn": 1, "f8e5m2": 1}  # others say their bits
 COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) .*\{$")
-CALLED = re.compile(r"(calls|to_apply|body|condition|true_computation|false_computation)=%?([\w.\-]+)")
+CALLED = re.compile(r"(?:calls|to_apply|body|condition|true_computation|false_computation)=%?([\w.\-]+)")
 CALLED_LISTS = re.compile(r"(?:branch_computations|called_computations)=\{([^}]*)\}")
 COLLECTIVE = re.compile(
     r"= (.*?) (all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute|ragged-all-to-all)(-start)?\("
@@ -29,6 +34,8 @@ TRANSFERS = {
     "ALL_GATHER": "all-gather", "ALL_REDUCE": "all-reduce", "REDUCE_SCATTER": "reduce-scatter", "ALL_TO_ALL": "all-to-all",
     "ONE_TO_ONE": "collective-permute",
 }  # fmt: skip
+# What runs beside other work stands in several fusions, maybe within other loops: where it starts, goes on and ends.
+CONTINUED = re.compile(r'"async_collective_fusion_config":\{"flag_start":"\d')
 FIRST_SLICE = 100_000
 ARRAY = re.compile(r"\b(pred|bf16|[a-z]+\d+[a-z0-9]*)\[([\d,]*)\]")
 
@@ -62,15 +69,6 @@ class Collective:
     count: int
     executions: int
     bytes: float
-
-
-@dataclasses.dataclass(frozen=True)
-class Call:
-    """That a computation is called: by which one, how often for each of its runs, and whether it is a part of an operation."""
-
-    caller: str
-    turns: int
-    fused: bool
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,23 +106,14 @@ def read_collectives(text: str, mesh: Mapping[str, int]) -> list[Collective]:
 
 
 def find_collectives(text: str) -> Iterator[Found]:
-    """Every collective of a program, once for each place from which it runs."""
+    """Every collective of a program, where it starts."""
     bodies = _computations(text)
-    calls = _calls(bodies)
-    runs, places = _executions(bodies, calls), _places(bodies, calls)
-    seen: set[tuple[str, str]] = set()
+    runs = _executions(bodies)
     for name, lines in bodies.items():
         for line in lines:
             match = COLLECTIVE.search(line) or BETWEEN_SLICES.search(line)
-            if match is None:
+            if match is None or CONTINUED.search(line):
                 continue
-            channel = re.search(r"channel_id=(\d+)", line)
-            # What runs beside other work stands in fusions of one loop several times: where it starts, goes on and ends.
-            # A loop whose first turn has been taken out of it has the same channel in both places, and runs in both.
-            key = (channel[1] if channel else line, places[name])
-            if key in seen:
-                continue
-            seen.add(key)
             arrays = tuple((dtype, _shape(shape)) for dtype, shape in ARRAY.findall(match[1]))
             if match.re is BETWEEN_SLICES:
                 kind, groups = TRANSFERS[match[3]], _slices(match[2])
@@ -163,53 +152,27 @@ def _computations(text: str) -> dict[str, list[str]]:
     return bodies
 
 
-def _calls(bodies: Mapping[str, list[str]]) -> dict[str, list[Call]]:
-    """From where each computation is called."""
-    calls: dict[str, list[Call]] = {name: [] for name in bodies}
+def _executions(bodies: Mapping[str, list[str]]) -> dict[str, int]:
+    """How often each computation runs in a step."""
+    callers: dict[str, list[tuple[str, int]]] = {}  # and how often each run of theirs runs it
     for name, lines in bodies.items():
         for line in lines:
             called = CALLED.findall(line) + [
-                ("", each.strip(" %")) for names in CALLED_LISTS.findall(line) for each in names.split(",")
+                each.strip(" %") for names in CALLED_LISTS.findall(line) for each in names.split(",")
             ]
             turns = _turns(bodies, lines, line) if called and " while(" in line else 1
-            for how, each in called:
-                calls.setdefault(each, []).append(Call(name, turns, fused=how == "calls"))
-    return calls
+            for each in called:
+                callers.setdefault(each, []).append((name, turns))
 
-
-def _executions(bodies: Mapping[str, list[str]], calls: Mapping[str, list[Call]]) -> dict[str, int]:
-    """How often each computation runs in a step."""
-    runs = {name: 1 for name in bodies if name.startswith("ENTRY ")}
-
+    @functools.cache
     def count(name: str) -> int:
-        if name not in runs:
-            runs[name] = 0  # until it is known
-            runs[name] = sum(count(call.caller) * call.turns for call in calls.get(name, ()))
-        return runs[name]
+        return 1 if name.startswith("ENTRY ") else sum(count(caller) * turns for caller, turns in callers.get(name, ()))
 
-    for name in bodies:
-        count(name)
-    return runs
-
-
-def _places(bodies: Mapping[str, list[str]], calls: Mapping[str, list[Call]]) -> dict[str, str]:
-    """The loop body, branch or entry in which each computation runs: its own, or that of the fusion's caller."""
-    places: dict[str, str] = {}
-
-    def place(name: str) -> str:
-        if name not in places:
-            places[name] = name
-            callers = [call.caller for call in calls[name] if call.fused]
-            places[name] = place(callers[0]) if callers else name
-        return places[name]
-
-    for name in bodies:
-        place(name)
-    return places
+    return {name: count(name) for name in bodies}
 
 
 def _turns(bodies: Mapping[str, list[str]], around: list[str], line: str) -> int:
-    """How often a loop turns: said in the text, or from where its counter starts to the one number of its condition.
+    """How often a loop turns: said in the text, or counted from its counter's first value to the number of its condition.
 
     Args:
       around: the lines of the computation that the loop stands in.
@@ -217,27 +180,54 @@ def _turns(bodies: Mapping[str, list[str]], around: list[str], line: str) -> int
     """
     if known := re.search(r"known_trip_count[^\d}]*(\d+)", line):
         return int(known[1])
-    condition = re.search(r"condition=%?([\w.\-]+)", line)
-    body = "\n".join(bodies.get(condition[1], ())) if condition else ""
-    numbers = set(re.findall(r"s32\[\]\S* constant\((\d+)\)", body))
-    if len(numbers) != 1 or "direction=LT" not in body:
+    parts = dict(re.findall(r"(condition|body)=%?([\w.\-]+)", line))
+    condition, body = ("\n".join(bodies.get(parts.get(each, ""), ())) for each in ("condition", "body"))
+    limits = set(re.findall(r"[su]32\[\]\S* constant\((\d+)\)", condition))
+    counter = re.search(r"[su]32\[\]\S* get-tuple-element\(.*?\), index=(\d+)", condition)
+    if len(limits) != 1 or counter is None or "direction=LT" not in condition:
+        log.warning("how often %s turns is not said: what it sends is counted once", parts.get("body"))
         return 1
-    return int(numbers.pop()) - _counter_start(body, around, line)
-
-
-def _counter_start(condition: str, around: list[str], line: str) -> int:
-    """The constant that a loop's counter has before the first turn; 0 where it is none."""
-    defined = {match[1]: text for text in around if (match := re.match(r" *(?:ROOT )?%?([\w.\-]+) = ", text))}
-    index = re.search(r"s32\[\]\S* get-tuple-element\(.*?\), index=(\d+)", condition)
+    place = int(counter[1])
+    outside, inside = _definitions(around), _definitions(body.splitlines())
     given = re.search(r" while\(%?([\w.\-]+)\)", line)
-    parts = re.search(r" tuple\((.*?)\)", defined.get(given[1], "")) if given else None
-    if index is None or parts is None:
-        return 0
-    value = defined.get(parts[1].split(",")[int(index[1])].split("%")[-1].strip(), "")
-    while copied := re.search(r" copy\(%?([\w.\-]+)\)", value):
-        value = defined.get(copied[1], "")
-    constant = re.search(r" constant\((\d+)\)", value)
-    return int(constant[1]) if constant else 0
+    start = _constant(outside, _element(outside.get(given[1], "") if given else "", place)) or 0
+    root = next((text for text in inside.values() if text.lstrip().startswith("ROOT ")), "")
+    step = _added(inside, _element(root, place)) or 1  # in pieces that two neighbours pass at once, loops count by two
+    return max(-(-(int(limits.pop()) - start) // step), 0)
+
+
+def _definitions(lines: list[str]) -> dict[str, str]:
+    """The line that defines each name."""
+    return {match[1]: text for text in lines if (match := re.match(r" *(?:ROOT )?%?([\w.\-]+) = ", text))}
+
+
+def _element(text: str, place: int) -> str:
+    """The name of what stands at a place of a tuple."""
+    parts = re.search(r" tuple\((.*?)\)", text)
+    names = _names(parts[1]) if parts else []
+    return names[place] if place < len(names) else ""
+
+
+def _names(operands: str) -> list[str]:
+    return [each.split("%")[-1].strip() for each in operands.split(",")]
+
+
+def _constant(defined: Mapping[str, str], name: str) -> int | None:
+    """The number that a name stands for, None where it is none."""
+    text = defined.get(name, "")
+    if copied := re.search(r" copy\(%?([\w.\-]+)\)", text):
+        return _constant(defined, copied[1])
+    number = re.search(r" constant\((\d+)\)", text)
+    return int(number[1]) if number else None
+
+
+def _added(defined: Mapping[str, str], name: str) -> int:
+    """The sum of the constants that are added, one after the other, to make what a name stands for."""
+    text = defined.get(name, "")
+    if copied := re.search(r" copy\(%?([\w.\-]+)\)", text):
+        return _added(defined, copied[1])
+    added = re.search(r" add\((.*?)\)", text)
+    return sum(_constant(defined, each) or _added(defined, each) for each in _names(added[1])) if added else 0
 
 
 def _groups(line: str) -> np.ndarray:

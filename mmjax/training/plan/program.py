@@ -90,11 +90,7 @@ def make_program(experiment: Experiment, stage: Stage, devices: Sequence[Any]) -
       UserError: the parts, the rules or the mesh do not fit.
     """
     assembly = assemble_stage(experiment, stage, stage_mesh(stage, devices))
-    config = stage.objective
-    objective = make_objective(
-        config.name, config.weights, label_smoothing=config.label_smoothing, chunk=config.chunk, positives=config.positives,
-        cross_entropy=config.cross_entropy,
-    )  # fmt: skip
+    objective = make_objective(**vars(stage.objective))
     step = make_train_step(assembly.definition, stage, objective, assembly.optimizer, assembly.state, assembly.frozen)
     return Program(assembly, objective, step, batch_shapes(stage))
 

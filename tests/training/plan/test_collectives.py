@@ -52,37 +52,61 @@ def test_the_other_kinds_and_how_much_they_send():
     assert read_collectives(line("replica_groups={{0},{1}}"), MESH) == []
 
 
-def test_what_runs_in_a_loop_and_before_it():
-    """A loop whose first turn was taken out of it: its counter starts at one, its channel stands in both places."""
-    gather = "bf16[8,4]{1,0} all-gather(%p), channel_id=3, replica_groups=[4,2]<=[8]"
-    text = f"""
+LOOP = """
 %fused.1 (p: f32[1]) -> f32[1] {{
-  %c.1 = {gather}, flag="start"
+  %c.1 = {gather}, backend_config={{"async_collective_fusion_config":{{"flag_start":"-1","flag_end":"-1"}}}}
 }}
 %fused.2 (p: f32[1]) -> f32[1] {{
-  %c.2 = {gather}, flag="end"
+  %c.2 = {gather}, backend_config={{"async_collective_fusion_config":{{"flag_start":"2","flag_end":"8"}}}}
 }}
-%condition.1 (p: (s32[], f32[1])) -> pred[] {{
-  %n.1 = s32[]{{:T(128)}} constant(6)
-  %i.1 = s32[]{{:T(128)}} get-tuple-element(%p), index=0
-  ROOT %lt.1 = pred[] compare(%i.1, %n.1), direction=LT
+%condition.1 (p: ({counter}[], f32[1])) -> pred[] {{
+  %n.1 = {counter}[]{{:T(128)}} constant(6)
+  %i.1 = {counter}[]{{:T(128)}} get-tuple-element(%p), index=0
+  ROOT %lt.1 = pred[] compare(%i.1, %n.1), direction={direction}
 }}
-%body.1 (p: (s32[], f32[1])) -> (s32[], f32[1]) {{
+%body.1 (p: ({counter}[], f32[1])) -> ({counter}[], f32[1]) {{
   %f.1 = f32[1] fusion(%p), calls=%fused.1
   %f.2 = f32[1] fusion(%f.1), calls=%fused.2
+  %by.1 = {counter}[]{{:T(128)}} constant({by})
+  %i.2 = {counter}[]{{:T(128)}} get-tuple-element(%p), index=0
+  %sum.1 = {counter}[]{{:T(128)}} add(%i.2, %by.1)
+  %sum.2 = {counter}[]{{:T(128)}} copy(%sum.1)
+  ROOT %t.2 = ({counter}[], f32[1]) tuple(%sum.2, /*index=1*/%f.2)
 }}
 ENTRY %main (p: f32[1]) -> f32[1] {{
-  %one = s32[]{{:T(128)}} constant(1)
-  %copy.1 = s32[]{{:T(128)}} copy(%one)
+  %first = {counter}[]{{:T(128)}} constant({first})
+  %copy.1 = {counter}[]{{:T(128)}} copy(%first)
   %c.3 = {gather}
-  %t.1 = (s32[], f32[1]) tuple(%copy.1, /*index=1*/%p)
-  %w.1 = (s32[], f32[1]) while(%t.1), condition=%condition.1, body=%body.1
+  %t.1 = ({counter}[], f32[1]) tuple(%copy.1, /*index=1*/%p)
+  %w.1 = ({counter}[], f32[1]) while(%t.1), condition=%condition.1, body=%body.1
 }}
 """
-    (found,) = read_collectives(text, MESH)
-    assert (found.kind, found.count, found.executions) == ("all-gather", 2, 1 + 5)
-    (found,) = read_collectives(text.replace("tuple(%copy.1", "tuple(%unknown"), MESH)
-    assert found.executions == 1 + 6
+
+
+def loop(counter="s32", first=0, by=1, direction="LT"):
+    gather = "bf16[8,4]{1,0} all-gather(%p), channel_id=3, replica_groups=[4,2]<=[8]"
+    return LOOP.format(gather=gather, counter=counter, first=first, by=by, direction=direction)
+
+
+@pytest.mark.parametrize(
+    ("options", "turns"),
+    [
+        ({}, 6),
+        ({"first": 1}, 5),  # the first turn was taken out of the loop
+        ({"counter": "u32", "by": 2}, 3),  # pieces go in both directions at once
+        ({"counter": "u32", "by": 4}, 2),
+    ],
+)
+def test_what_runs_in_a_loop_and_before_it(options, turns, caplog):
+    """In the loop it starts and ends in different fusions, and is one."""
+    (found,) = read_collectives(loop(**options), MESH)
+    assert (found.kind, found.count, found.executions) == ("all-gather", 2, 1 + turns)
+    assert not caplog.text
+
+
+def test_a_loop_that_says_not_how_often_it_turns_is_told(caplog):
+    (found,) = read_collectives(loop(direction="NE"), MESH)
+    assert found.executions == 2 and "how often body.1 turns is not said" in caplog.text
 
 
 @pytest.mark.parametrize(
