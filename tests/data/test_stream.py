@@ -41,7 +41,7 @@ def packed(config):
     return dataclasses.replace(config, pack=True, length=128, media=4, queries=8, window=50)
 
 
-@pytest.fixture(params=["one per row", "packed"])
+@pytest.fixture(params=[pytest.param("one per row", marks=pytest.mark.heavy), "packed"])
 def either(request, config, packed):
     return dataclasses.replace(packed if request.param == "packed" else config, flip=True)
 

@@ -99,7 +99,7 @@ def case(tmp_path_factory):
     return model, pictures, Reading(tensors).eval(), features
 
 
-@pytest.mark.parametrize("beams", [1, 3])
+@pytest.mark.parametrize("beams", [pytest.param(1, marks=pytest.mark.heavy), 3])
 @pytest.mark.parametrize("begun", [pytest.param("", marks=pytest.mark.heavy), "w4 w11"])
 def test_captions_are_those_of_the_reading(case, beams, begun):
     model, pictures, reading, features = case

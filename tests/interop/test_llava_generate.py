@@ -68,7 +68,7 @@ def batch_of(directory, kind, talks):
     return processor(text=texts, images=images or None, padding=True, return_tensors="pt")
 
 
-@pytest.fixture(scope="module", params=["llava", "llava padded", "next"])
+@pytest.fixture(scope="module", params=["llava", "llava padded", pytest.param("next", marks=pytest.mark.heavy)])
 def directory(request, tmp_path_factory):
     kind, _, padded = request.param.partition(" ")
     folder = tmp_path_factory.mktemp(kind)

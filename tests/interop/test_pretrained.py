@@ -104,7 +104,9 @@ def test_every_depth_of_every_part_is_that_of_transformers(models, name):
             np.testing.assert_allclose(ours[read], value.numpy()[read], **TOLERANCE, err_msg=f"{key}, depth {depth}")
 
 
-@pytest.mark.parametrize("name", ["blip2", "blip2_t5", "instructblip_llama", "video_llama"])
+@pytest.mark.parametrize(
+    "name", ["blip2", "blip2_t5", "instructblip_llama", pytest.param("video_llama", marks=pytest.mark.heavy)]
+)
 def test_without_placeholders_soft_tokens_come_first(models, name):
     """As the files and inputs of transformers 4 have it, and a config that names no placeholder."""
     directory, reference = models(name)

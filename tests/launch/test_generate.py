@@ -35,6 +35,7 @@ def run(directory, *flags, without=""):
     return subprocess.run([sys.executable, "-c", start, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=300)
 
 
+@pytest.mark.heavy
 def test_videos(directory, tmp_path):
     clip, picture = tmp_path / "clip.mp4", tmp_path / "picture.png"
     clip.write_bytes(encode(11))

@@ -43,7 +43,9 @@ def tokens(*shape):
     return np.random.default_rng(2).integers(0, checks.VOCAB, shape)
 
 
-@pytest.mark.parametrize("fields", [{}, {"gated": False, "activation": "relu", "tied": True, "scaled": True}])
+@pytest.mark.parametrize(
+    "fields", [{}, pytest.param({"gated": False, "activation": "relu", "tied": True, "scaled": True}, marks=pytest.mark.heavy)]
+)
 def test_cache_equals_whole(fields):
     """Reading a padded prompt, then token by token, gives what one pass gives; room that stays empty is not seen."""
     config = make_config(**fields)

@@ -98,7 +98,7 @@ def test_a_query_reads_its_own_medium(definition, parameters):
 def losses(definition, parameters, batch, key=None):
     objective = make_objective("blip2_stage1", {}, label_smoothing=0.1, positives="captions")
     batch = jax.tree.map(jnp.asarray, batch)
-    sums, metrics = objective.sums(definition.bind(parameters), batch, key)
+    sums, metrics = jax.jit(lambda batch: objective.sums(definition.bind(parameters), batch, key))(batch)
     counts = objective.counts(batch)
     return {term: sums[term] / counts[term] for term in sums}, metrics
 
@@ -136,7 +136,7 @@ def test_a_row_without_a_caption_changes_nothing(definition, parameters):
     seven = jax.tree.map(lambda leaf: leaf[:7], cut)
     whole, short = (jax.tree.map(jnp.asarray, each) for each in (cut, seven))
     assert objective.counts(whole) == objective.counts(short)
-    sums = [objective.sums(definition.bind(parameters), each, None)[0] for each in (whole, short)]
+    sums = [jax.jit(lambda batch: objective.sums(definition.bind(parameters), batch, None)[0])(each) for each in (whole, short)]
     for term in ("itc", "itg"):  # matching draws its negatives
         np.testing.assert_allclose(sums[0][term], sums[1][term], rtol=1e-5)
 

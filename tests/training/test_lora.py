@@ -32,6 +32,7 @@ from tests.interop import tiny
 from tests.training.test_run import make_config
 
 pytestmark = [
+    pytest.mark.heavy,
     pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"),
     pytest.mark.filterwarnings("ignore:Setting `save_embedding_layers` to:UserWarning"),
 ]
@@ -75,7 +76,7 @@ def run_convert(*arguments: str) -> None:
         convert.main()
 
 
-@pytest.fixture(scope="module", params=["float32", pytest.param("int8", marks=pytest.mark.heavy)])
+@pytest.fixture(scope="module", params=["float32", "int8"])
 def trained(tmp_path_factory, request):
     """The frozen language model in floats, or in int8, of which whoever reads the run sees nothing:
     (base, workdir of a run that was stopped at its fourth step and resumed, workdir of one that was not)."""
