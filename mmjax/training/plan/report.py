@@ -82,20 +82,22 @@ def print_plan(plan: Plan, console: Console) -> None:
 
 
 def print_ranking(ranking: Ranking, console: Console) -> None:
-    """Prints what a search has compiled, the best first."""
-    table = Table("", "s a step", "bound", "GiB of a chip", "flags", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for number, (candidate, plan) in enumerate(ranking, 1):
+    """Prints what a search has compiled, the best first; the flags below, whole, to be copied from any width."""
+    table = Table("", "s a step", "bound", "GiB of a chip", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for number, (_, plan) in enumerate(ranking, 1):
         seconds = f"{plan.roofline.seconds:.3g}" if plan.fits else "does not fit"
-        flags = "\n".join(candidate.changes) or "the config as it is"
-        table.add_row(str(number), seconds, plan.roofline.bound, f"{plan.needed / 2**30:.2f}", flags)
+        table.add_row(str(number), seconds, plan.roofline.bound, f"{plan.needed / 2**30:.2f}")
     console.print(table if ranking else "nothing that divides the rows and widths could fit", soft_wrap=True)
+    for number, (candidate, _) in enumerate(ranking, 1):
+        flags = " ".join(candidate.changes) or "the config as it is"
+        console.print(f"{number}: {flags}", soft_wrap=True, markup=False, highlight=False)
 
 
 def print_changes(candidates: list[Candidate], topology: Topology, console: Console) -> None:
     """Prints the smallest change with which a stage could fit."""
     flags = " ".join(candidates[0].changes) if candidates else ""
     bigger = f"no change of mesh, remat or accumulation makes it fit: take a larger slice than {topology}"
-    console.print(f"the smallest change that could make it fit: {flags}" if flags else bigger, soft_wrap=True)
+    console.print(f"the smallest change that could make it fit: {flags}" if flags else bigger, soft_wrap=True, markup=False)
 
 
 def verdict(plan: Plan) -> str:
