@@ -59,7 +59,7 @@ def test_it_compiles_for_tpus(topology):
     topology = parse_topology(topology)
     prepare(topology)
     mesh = make_mesh({"fsdp": 2, "sequence": 2}, list(find_devices(topology)))
-    hidden, head, targets, weights = arrays(4, 2048, 512, 32064)  # no multiple of 128
+    hidden, head, targets, weights = arrays(16, 2048, 512, 32064)  # no multiple of 128
     rows = NamedSharding(mesh, PartitionSpec("fsdp", "sequence"))
     split = NamedSharding(mesh, PartitionSpec(None, ("fsdp", "sequence")))
     abstract = lambda x, sharding, dtype: jax.ShapeDtypeStruct(x.shape, dtype, sharding=sharding)  # noqa: E731
@@ -76,9 +76,8 @@ def test_it_compiles_for_tpus(topology):
         )
         .compile()
     )  # fmt: skip
-    whole_head = 512 * 32064 * 4
-    logits = 4 // 2 * 2048 // 2 * 32064 * 2
-    assert compiled.memory_analysis().temp_size_in_bytes < 3 * whole_head + logits
+    logits = 16 // 2 * 2048 // 2 * 32064 * 2  # of a device's positions, in bfloat16
+    assert compiled.memory_analysis().temp_size_in_bytes < logits / 2
 
 
 @needs_tokamax
