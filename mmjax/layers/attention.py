@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
 from mmjax.layers.splash import splash_attention
@@ -234,14 +234,22 @@ def _splash(call: Call) -> Array:
 
 
 def _cudnn_refuses(call: Call) -> str | None:
-    head_dim, slots = call.query.shape[-1], (call.query.shape[1], call.key.shape[1])
+    head_dim, slots = call.query.shape[-1], (_queries_of_a_device(call), call.key.shape[1])
     return _reason({
         "a bias on the scores": call.bias is not None,
         "dropout": call.dropout > 0,
         f"{call.query.dtype}, only bfloat16 and float16": call.query.dtype not in (jnp.bfloat16, jnp.float16),
         f"heads of {head_dim} features, only multiples of 8 up to 128": head_dim % 8 > 0 or head_dim > 128,
-        "a mask over an odd number of slots": call.mask is not None and any(each % 2 for each in slots),
+        # Its backward pass, where there is a mask; JAX asks the same of calls without one.
+        "an odd number of slots on a device": any(each % 2 for each in slots),
     })  # fmt: skip
+
+
+def _queries_of_a_device(call: Call) -> int:
+    mesh, shape = mesh_in_use(), call.query.shape
+    if mesh is None:
+        return shape[1]
+    return NamedSharding(mesh, attention_specs(mesh, shape, call.key.shape)[0]).shard_shape(shape)[1]
 
 
 def _cudnn(call: Call) -> Array:

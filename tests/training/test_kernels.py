@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import re
+from collections import Counter
+from types import SimpleNamespace
+
 import jax
 import numpy as np
 import pytest
+from jax._src.cudnn import fused_attention_stablehlo
 
 from experiments.llava.finetune import get_config
+from mmjax.layers import attention
 from mmjax.parallel.mesh import make_mesh
 from mmjax.parallel.topology import find_devices, parse_topology
 from mmjax.systems.objectives import make_objective
@@ -18,6 +24,7 @@ from mmjax.types import UserError
 from mmjax.types.config import from_config
 
 KERNEL = "tpu_custom_call"
+PLAIN, MASKED, PASSES = "fmhaSoftmax", "fmhaScaleBiasSoftmax", [("", 2), ("Backward", 1)]  # as cuDNN's calls are named
 
 
 def llava(patches, length, **fields):
@@ -69,6 +76,34 @@ def test_the_tpu_compiler_takes_the_step(topology, sizes):
     assert compiled.memory_analysis().temp_size_in_bytes > 0
     if topology.startswith("v5e"):  # of other kinds it cannot print the program
         assert compiled.as_text().count(f'"{KERNEL}"') >= 8
+
+
+@pytest.fixture
+def gpus(monkeypatch):
+    """GPUs that are not there: what JAX asks their driver is answered for Hopper and cuDNN 9.10."""
+    monkeypatch.setattr(attention, "platform", lambda: "gpu")
+    monkeypatch.setattr(fused_attention_stablehlo, "check_cudnn_version", lambda: 91000)
+    monkeypatch.setattr(fused_attention_stablehlo, "check_compute_capability", lambda least: True)
+    monkeypatch.setattr(fused_attention_stablehlo, "is_cuda_compute_capability_equal", lambda capability: False)
+
+
+@pytest.mark.usefixtures("gpus")
+@pytest.mark.parametrize(
+    ("patches", "length", "sizes", "kernels"),
+    [
+        (23, 1024, {"fsdp": 4}, [PLAIN, MASKED]),
+        (23, 1024, {"fsdp": 2, "tensor": 2}, [PLAIN, MASKED]),
+        (23, 1024, {"fsdp": 2, "sequence": 2}, [PLAIN, MASKED]),
+        (23, 1030, {"fsdp": 2, "sequence": 2}, [PLAIN]),  # each device has 515 queries of a row
+        (22, 1024, {"fsdp": 4}, [MASKED]),  # a picture has 485 positions
+    ],
+)
+def test_the_packed_step_is_made_for_gpus(patches, length, sizes, kernels):
+    """From the same config, with cuDNN's kernels in each stack whose lengths they take: forward, again, and backward."""
+    made, step = put_together(llava(patches, length, compute_dtype="bfloat16", remat="full"), jax.devices()[:4], **sizes)
+    for_cuda = SimpleNamespace(lower=lambda *shapes: step.trace(*shapes).lower(lowering_platforms=("cuda",)))
+    text = lower_step(for_cuda, made.state, made.frozen, batch_shapes(made.stage)).as_text()
+    assert Counter(re.findall(r"@__cudnn\$(\w+)\(", text)) == {f"{name}{end}": n for name in kernels for end, n in PASSES}
 
 
 def random_batch(stage):
