@@ -9,6 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from mmjax.evaluation.workdir import Evaluated, read_run
+from mmjax.types.terminal import make_console
 
 
 def print_summary(workdir: str | Path, console: Console | None = None) -> None:
@@ -18,7 +19,7 @@ def print_summary(workdir: str | Path, console: Console | None = None) -> None:
       workdir: of a run.
       console: where to; default the terminal.
     """
-    console = console or Console()
+    console = console or make_console()
     run = read_run(workdir)
     if not run.evaluations:
         console.print(f"{workdir} holds no evaluation yet")

@@ -23,6 +23,7 @@ from mmjax.training.flops import OTHER, count_by_scope
 from mmjax.training.stage import Stage
 from mmjax.training.state import State
 from mmjax.training.step import Objective, make_loss
+from mmjax.types.terminal import make_console
 
 TOTAL = "total"
 # Roots that hold one part per modality; any other root, such as "llm", is a part itself.
@@ -126,7 +127,7 @@ def write_parts(table: Mapping[str, Part], path: Path) -> None:
 
 def print_parts(table: Mapping[str, Part], console: Console | None = None) -> None:
     """Prints the table, and below it the leaves that are replicated."""
-    console = console or Console()
+    console = console or make_console()
     columns = ("part", "parameters", "trainable", "dtype", "weights", "optimizer", "forward", "backward")
     shown = Table(*columns, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), caption="forward and backward: matrix FLOP of a step")
     for column in (1, 2, 4, 5, 6, 7):

@@ -70,7 +70,7 @@ def expected_scores(model, first):
     return contrast, texts, images.T
 
 
-@pytest.mark.parametrize("first", [2, 128])
+@pytest.mark.parametrize("first", [2, pytest.param(128, marks=pytest.mark.heavy)])
 def test_blip2_reranks_the_first_candidates_by_matching(blip2, first):
     numbers, lines = retrieve(blip2, EXAMPLES, 4, batch_size=3, rerank=first)
     _, texts, images = expected_scores(blip2, first)

@@ -68,7 +68,9 @@ def batch_of(directory, kind, talks):
     return processor(text=texts, images=images or None, padding=True, return_tensors="pt")
 
 
-@pytest.fixture(scope="module", params=["llava", "llava padded", pytest.param("next", marks=pytest.mark.heavy)])
+@pytest.fixture(
+    scope="module", params=["llava", *(pytest.param(name, marks=pytest.mark.heavy) for name in ("llava padded", "next"))]
+)
 def directory(request, tmp_path_factory):
     kind, _, padded = request.param.partition(" ")
     folder = tmp_path_factory.mktemp(kind)
@@ -166,7 +168,7 @@ def test_a_chat_template_of_the_processor_is_found(tmp_path, where):
     np.testing.assert_allclose(theirs["pixel_values"][0].permute(1, 2, 0), pixels, atol=1e-5)
 
 
-@pytest.mark.parametrize("fit", ["stretch", "crop", "pad", "tiles"])
+@pytest.mark.parametrize("fit", ["pad", *(pytest.param(fit, marks=pytest.mark.heavy) for fit in ("stretch", "crop", "tiles"))])
 def test_what_we_trained_answers_the_same_for_transformers(tmp_path, fit):
     """A model that comes from no directory: its class, its tokens and its image processor follow from parts and processor."""
     kind = "next" if fit == "tiles" else "llava"

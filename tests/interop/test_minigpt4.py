@@ -88,7 +88,7 @@ def shown(images, seed=0):
     return rows, pixels
 
 
-@pytest.mark.parametrize("layout", ["directory", "files"])
+@pytest.mark.parametrize("layout", ["directory", pytest.param("files", marks=pytest.mark.heavy)])
 def test_the_released_pieces_give_the_logits_of_transformers(released, layout):
     root, blip2, vicuna = released
     projection = save_projection(root / "pretrained_minigpt4.pth", 24)

@@ -131,8 +131,9 @@ def test_a_bad_directory_is_one_line(llama, tmp_path, spoil):
     assert not (tmp_path / "new").exists()
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("arguments", [("convert", "--source={}", "--target=x"), ("generate", "--model={}", "--prompt=x")])
-@pytest.mark.parametrize("damaged", [True, pytest.param(False, marks=pytest.mark.heavy)])
+@pytest.mark.parametrize("damaged", [True, False])
 def test_the_commands_end_with_code_2(llama, arguments, damaged):
     truncated(llama)
     verb, *flags = [argument.format(llama if damaged else "owner/model") for argument in arguments]

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import os
 import re
+import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -138,8 +141,23 @@ def _refused(message: str, seconds: float) -> Compiled:
 
 
 def _text(compiled: Any) -> str | None:
-    """The program as text: libtpu fails to print most of those for v5p, v6e and TPU7x."""
+    """The program as text: libtpu fails to print most of those for v5p, v6e and TPU7x, and logs a native stack when it does."""
     try:
-        return compiled.as_text()
+        with _without_native_stderr():
+            return compiled.as_text()
     except jax.errors.JaxRuntimeError:
         return None
+
+
+@contextlib.contextmanager
+def _without_native_stderr() -> Iterator[None]:
+    """Drops what native code writes to stderr: it writes to the descriptor, past `sys.stderr`."""
+    sys.stderr.flush()
+    kept, sink = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(sink, 2)
+    os.close(sink)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)

@@ -22,6 +22,7 @@ from mmjax.training.plan.search import Candidate, could_fit, search
 from mmjax.training.plan.stage_plan import Plan, make_plan
 from mmjax.training.stage import Experiment, Stage
 from mmjax.types.config import to_text
+from mmjax.types.terminal import make_console
 
 
 def show(
@@ -44,7 +45,7 @@ def show(
     Raises:
       UserError: the parts, the rules, the mesh or the data do not fit.
     """
-    console, plans, found = console or Console(), {}, {}
+    console, plans, found = console or make_console(), {}, {}
     console.print(Text(to_text(dataclasses.replace(experiment, stages={name: experiment.stages[name] for name in names}))))
     for name in names:
         stage = experiment.stages[name]

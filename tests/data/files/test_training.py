@@ -43,7 +43,7 @@ def llava(folder, row):
     return folder.json("train.json", [row(number) for number in range(23)])
 
 
-@pytest.mark.parametrize("pack", [False, True])
+@pytest.mark.parametrize("pack", [pytest.param(False, marks=pytest.mark.heavy), True])
 def test_a_file_trains_as_a_prepared_data_set_does(llava, processor, pack):
     packed = config(llava, **({"pack": True, "media": 3, "window": 40} if pack else {}))
     whole = make_stream(packed, processor, 3)
