@@ -6,6 +6,7 @@ import dataclasses
 import io
 import json
 import math
+import os
 
 import jax
 import pytest
@@ -14,7 +15,7 @@ from rich.console import Console
 from launch.command import load_config
 from mmjax.parallel.topology import Topology, parse_topology, prepare
 from mmjax.training.plan.collectives import find_collectives
-from mmjax.training.plan.program import _refused
+from mmjax.training.plan.program import _refused, _text
 from mmjax.training.plan.report import plan_json, print_plan, verdict, write_json
 from mmjax.training.plan.stage_plan import Plan, make_plan
 from mmjax.training.stage import Experiment
@@ -115,6 +116,20 @@ def test_the_compilers_refusals_are_read():
     ]  # fmt: skip
     assert _refused(late, 1.0).refusal == "3.52G f32[2,32] of jit(f)/dot"
     assert _refused(early, 1.0).refusal.startswith("the total memory required for HLO temporaries (800.00G)")
+
+
+class Unprintable:
+    """A program for v5p, as libtpu has it."""
+
+    def as_text(self) -> str:
+        os.write(2, b"RET_CHECK failure\n*** Begin stack trace ***\n")
+        raise jax.errors.JaxRuntimeError("INTERNAL: RET_CHECK failure")
+
+
+def test_what_libtpu_logs_of_a_program_that_it_cannot_print_is_not_shown(capfd):
+    assert _text(Unprintable()) is None
+    os.write(2, b"said afterwards")
+    assert capfd.readouterr().err == "said afterwards"
 
 
 def test_a_plan_that_does_not_fit_says_by_how_much(plan):
