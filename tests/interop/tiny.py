@@ -141,6 +141,9 @@ def tensors(arrays: dict) -> dict:
 
 @torch.no_grad()
 def outputs(model: transformers.PreTrainedModel, arrays: dict) -> dict[str, np.ndarray]:
-    """What the model computes, arrays only."""
-    result = model(**tensors(arrays))
+    """What the model computes, arrays only; soft tokens under the name that they had before transformers 5.24."""
+    result = dict(model(**tensors(arrays)))
+    if result.get("image_outputs") is not None:
+        features = result["image_outputs"].pooler_output
+        result["image_hidden_states"] = features if isinstance(features, torch.Tensor) else torch.cat(features)
     return {key: value.numpy() for key, value in result.items() if isinstance(value, torch.Tensor)}
