@@ -90,7 +90,12 @@ SETTINGS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(("name", "settings"), SETTINGS.values(), ids=SETTINGS)
+HEAVY = {"fused": pytest.mark.heavy, "asked": pytest.mark.heavy}  # "whole" reads another whole model by default
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"), [pytest.param(*case, id=id, marks=HEAVY.get(id, ())) for id, case in SETTINGS.items()]
+)
 def test_what_peft_writes_is_read_and_written_again(bases, tmp_path, name, settings):
     base, arrays = bases(name), tiny.inputs(name)
     expected = logits(trained(base, tmp_path / "theirs", **settings), arrays)

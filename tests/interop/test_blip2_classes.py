@@ -50,7 +50,8 @@ def test_every_class_is_known():
     assert set(CLASSES) | ELSEWHERE <= set(ARCHITECTURES)
 
 
-@pytest.fixture(params=CLASSES)
+# The whole video model; its pieces and InstructBlipModel stay in the default run.
+@pytest.fixture(params=[pytest.param(name, marks=[pytest.mark.heavy] * (name == "InstructBlipVideoModel")) for name in CLASSES])
 def case(request, tmp_path):
     """A class's directory, its model and inputs."""
     cls, (fields, name) = getattr(transformers, request.param), CLASSES[request.param]

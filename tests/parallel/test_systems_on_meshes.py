@@ -74,6 +74,7 @@ def test_micro_batches_and_remat_of_queries_sources_and_tiles(name):
     check_step(name, (1, 2, 1, 4), drops=False, accumulation=2, remat="full")
 
 
+@pytest.mark.heavy
 def test_an_encoder_whole_on_every_device_beside_a_split_language_model():
     rules = ((r"encoders\..*", {}),)
     frozen = ready("minigpt4", sizes((1, 8, 1, 1)), sharding=rules).frozen
